@@ -1,0 +1,1 @@
+"""The nouns every room shares: tensors, models, errors, statistics, ports. Imports nothing of ours."""
