@@ -1,0 +1,1 @@
+"""The kit for tests, ours and users': fakes, manual time, Hypothesis strategies. Production never imports it."""

@@ -1,0 +1,1 @@
+"""Bytes to nouns and back: the Open Inference Protocol, OpenAI, the replica frame, the control channel. Pure."""

@@ -1,0 +1,188 @@
+"""The control channel between the head and its gateways and replicas: length-prefixed msgpack messages, both ways.
+
+    gateway -> head   GatewayHello, GatewayReport, ReplicaFault, StatisticsQuery, Drained
+    replica -> head   ReplicaHello, LoadFailed, Drained
+    head -> both      Drain;  head -> gateway   Snapshot, StatisticsReply
+
+Messages carry whole states, not changes: a peer that missed some is right again after the next. Pure, like the frame.
+"""
+
+import struct
+from typing import Any, Literal
+
+import msgspec
+
+from penstock.core.errors import PenstockError
+from penstock.core.models import ModelSpec
+from penstock.core.statistics import GatewayStatistics
+
+__all__ = [
+    "ControlDecoder",
+    "ControlError",
+    "Drain",
+    "Drained",
+    "GatewayHello",
+    "GatewayReport",
+    "LoadFailed",
+    "Message",
+    "ModelEntry",
+    "ReplicaFault",
+    "ReplicaHello",
+    "Snapshot",
+    "StatisticsQuery",
+    "StatisticsReply",
+    "encode_message",
+]
+
+_LENGTH = struct.Struct("<I")
+# A snapshot of 1,000 models with 100 tensors each is under 10 MB.
+MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+
+ModelState = Literal["LOADING", "READY", "UNAVAILABLE"]
+
+
+class ControlError(PenstockError):
+    """The bytes are not a control message. Close the channel and connect again."""
+
+
+class GatewayHello(msgspec.Struct, frozen=True, tag=True):
+    """A gateway introduces itself, after each (re)connection. `http` is the `host:port` it listens on."""
+
+    pid: int
+    index: int
+    http: str
+
+
+class ReplicaHello(msgspec.Struct, frozen=True, tag=True):
+    """A replica has loaded its model, answered its own warm-up, and listens on `address` (`unix:PATH` or `tcp:H:P`)."""
+
+    pid: int
+    replica: str  # the name the head gave it: unique, e.g. `digits:1#0`
+    address: str
+    spec: ModelSpec
+    load_us: int
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """A replica could not load its model and is about to exit. `reason` is for people."""
+
+    pid: int
+    replica: str
+    reason: str
+
+
+class GatewayReport(msgspec.Struct, frozen=True, tag=True):
+    """A gateway's counters and what it finds ready, sent every half second and at once when readiness changes.
+
+    `ready` has a key `name:version` for each model it knows: True if a canary (or a real inference) passed recently.
+    """
+
+    statistics: GatewayStatistics
+    ready: dict[str, bool]
+    draining: bool
+
+
+class ReplicaFault(msgspec.Struct, frozen=True, tag=True):
+    """A replica hangs or talks nonsense; the gateway has closed its link. The head should replace it."""
+
+    address: str
+    reason: str
+
+
+class Drained(msgspec.Struct, frozen=True, tag=True):
+    """Nothing is in flight any more; the sender exits now."""
+
+    pid: int
+
+
+class StatisticsQuery(msgspec.Struct, frozen=True, tag=True):
+    """A gateway asks for the sum over all gateways, to answer `/v2/models/stats`."""
+
+    id: int
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    """One model version as the head knows it. `spec` is None until a first replica has loaded it."""
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str
+    spec: ModelSpec | None
+    replicas: tuple[str, ...]  # addresses
+
+
+class Snapshot(msgspec.Struct, frozen=True, tag=True):
+    """The whole catalogue. A gateway acts on the newest and keeps it when the head is gone."""
+
+    sequence: int
+    models: tuple[ModelEntry, ...]
+
+
+class StatisticsReply(msgspec.Struct, frozen=True, tag=True):
+    """Answer to a StatisticsQuery of the same id."""
+
+    id: int
+    statistics: GatewayStatistics
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """Stop being ready, finish what is in flight within `drain_us`, say Drained, exit 0."""
+
+    drain_us: int
+
+
+Message = (
+    GatewayHello
+    | ReplicaHello
+    | LoadFailed
+    | GatewayReport
+    | ReplicaFault
+    | Drained
+    | StatisticsQuery
+    | Snapshot
+    | StatisticsReply
+    | Drain
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: Any = msgspec.msgpack.Decoder(Message)
+
+
+def encode_message(message: Message) -> bytes:
+    """Encode one message, length first, ready to write."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class ControlDecoder:
+    """Turns a byte stream into messages."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take bytes as they arrived; return the messages they complete.
+
+        Raises:
+            ControlError: Not a message. Close the channel; the decoder must not be used again.
+        """
+        self._buffer += data
+        messages: list[Message] = []
+        at = 0
+        while len(self._buffer) - at >= _LENGTH.size:
+            (nbytes,) = _LENGTH.unpack_from(self._buffer, at)
+            if nbytes > MESSAGE_BYTES_MAX:
+                raise ControlError(f"control message: expected at most {MESSAGE_BYTES_MAX} bytes, got {nbytes}")
+            end = at + _LENGTH.size + nbytes
+            if end > len(self._buffer):
+                break
+            try:
+                messages.append(_decoder.decode(bytes(self._buffer[at + _LENGTH.size : end])))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ControlError(f"control message: {error}") from error
+            at = end
+        del self._buffer[:at]
+        return messages
