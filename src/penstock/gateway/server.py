@@ -1,0 +1,251 @@
+"""One gateway process: wires the port, the routes, the catalogue and the control channel, and keeps their time.
+
+starting -> serving -> draining -> stopped
+"""
+
+import asyncio
+import gc
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+import msgspec
+
+from penstock.core.launch import GatewayLaunch
+from penstock.core.ports import Clock
+from penstock.core.statistics import GatewayStatistics
+from penstock.gateway.batcher import ModelBatcher
+from penstock.gateway.catalogue import Catalogue
+from penstock.gateway.control import ControlClient
+from penstock.gateway.http import HttpConnection, Port
+from penstock.gateway.routes import Routes
+from penstock.policy.admission import RefusalReason
+from penstock.wire.control import Drained, GatewayHello, GatewayReport, Snapshot
+
+__all__ = ["Gateway"]
+
+SWEEP_S = 0.25
+REPORT_S = 0.5
+# How often a draining gateway looks whether it is done.
+DRAIN_POLL_S = 0.01
+# Readiness goes off this long before the listener closes.
+DRAIN_NOTICE_S = 0.2
+# A connection idle for this long is not about to ask: one that was just opened is given the time to.
+DRAIN_IDLE_US = 200_000
+BACKLOG = 4_096
+# asyncio allocates a few container objects per request; the default threshold would collect every 100 requests.
+GC_THRESHOLD = 100_000
+
+
+class Gateway:
+    """See the module.
+
+    Args:
+        launch: What the head asked for.
+        now_us: Monotonic clock.
+        wall_us: Wall clock, for dates.
+        version: Of this program.
+        pid: Of this process.
+    """
+
+    def __init__(self, launch: GatewayLaunch, *, now_us: Clock, wall_us: Clock, version: str, pid: int) -> None:
+        self._launch = launch
+        self._now_us = now_us
+        self._wall_us = wall_us
+        self._loop = asyncio.get_running_loop()
+        self._draining_for: asyncio.Future[int] = self._loop.create_future()  # µs allowed, once draining
+        self._is_drained: asyncio.Future[None] = self._loop.create_future()
+        self._statistics = GatewayStatistics()
+        self._draining = False
+        self._due: list[ModelBatcher] = []
+        self._log_lines: list[bytes] = []
+        self._reported_ready: dict[str, bool] = {}
+        self._pid = pid
+        self.catalogue = Catalogue(
+            loop=self._loop,
+            now_us=now_us,
+            statistics=self._statistics,
+            canary_age_us_max=launch.canary_age_us_max,
+            call_later=self._call_later,
+            schedule_flush=self._schedule_flush,
+            on_fault=self._report_fault,
+            on_change=self._forget_routes,
+        )
+        self._routes = Routes(
+            self.catalogue,
+            now_us=now_us,
+            version=version,
+            started_s=wall_us() // 1_000_000,
+            query_statistics=self._query_statistics,
+            on_bug=_print_bug,
+        )
+        self._port = Port(
+            self._routes,
+            limits=launch.limits,
+            statistics=self._statistics,
+            now_us=now_us,
+            log=self._log if launch.access_log else None,
+        )
+        self._control = ControlClient(
+            launch.control,
+            GatewayHello(pid, launch.index, launch.http),
+            loop=self._loop,
+            now_us=now_us,
+            on_snapshot=self._apply,
+            on_drain=self.drain,
+            own_statistics=self._own_statistics,
+        )
+
+    async def run(self) -> None:
+        """Serve until drained. Raises OSError if the address cannot be bound."""
+        host, _, port = self._launch.http.rpartition(":")
+        listener = _listen(host.strip("[]"), int(port))
+        server = await self._loop.create_server(lambda: HttpConnection(self._port), sock=listener, backlog=BACKLOG)
+        self._loop.add_signal_handler(signal.SIGTERM, self.drain, 30_000_000)
+        self._loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the whole group; the head decides
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 50, 100)
+        self._sweep()
+        self._report()
+        drain_us = await self._draining_for
+        end_us = self._now_us() + drain_us
+        notice_is_over = self._loop.create_future()
+        # Readiness is off by now; keep accepting for a moment, so that a balancer that polls it can react.
+        self._loop.call_later(min(DRAIN_NOTICE_S, drain_us / 1e6), notice_is_over.set_result, None)
+        await notice_is_over
+        latecomers = _accept_waiting(listener)
+        server.close()
+        for latecomer in latecomers:
+            await self._loop.connect_accepted_socket(lambda: HttpConnection(self._port), latecomer)
+        self._poll_drained(end_us)
+        await self._is_drained
+        await self._finish()
+
+    def _poll_drained(self, end_us: int) -> None:
+        # Polled, because it depends on every queue and connection and matters only in a process's last seconds.
+        is_busy = self._port.drain(DRAIN_IDLE_US) or self.catalogue.pending
+        if is_busy and self._now_us() < end_us:
+            self._loop.call_later(DRAIN_POLL_S, self._poll_drained, end_us)
+        else:
+            self._is_drained.set_result(None)
+
+    async def _finish(self) -> None:
+        for model in self.catalogue.models.values():
+            if model.batcher is not None:
+                model.batcher.end(503, "the server is stopping", RefusalReason.DRAINING)
+        await asyncio.sleep(0)  # let the last answers leave
+        self._control.report(GatewayReport(self._own_statistics(), {}, draining=True))
+        self.catalogue.close()
+        self._control.close(Drained(self._pid))
+        self._write_log()
+
+    def drain(self, drain_us: int) -> None:
+        """Stop being ready, finish what is in flight within `drain_us`, then stop."""
+        if not self._draining:
+            self._draining = self._routes.is_draining = True
+            self._port.start_drain()
+            self._report_now()
+            self._draining_for.set_result(drain_us)
+
+    # The catalogue, the routes and the control channel know each other through these, since none can be made last.
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        self.catalogue.apply_snapshot(snapshot)
+
+    def _report_fault(self, address: str, reason: str) -> None:
+        self._control.report_fault(address, reason)
+
+    def _forget_routes(self) -> None:
+        self._routes.forget()
+
+    def _query_statistics(self, answer: Callable[[GatewayStatistics], None]) -> None:
+        self._report_now()
+        self._control.query_statistics(answer)
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def _call_later(self, delay_us: int, callback: Callable[[], None]) -> Callable[[], None]:
+        return self._loop.call_later(delay_us / 1e6, callback).cancel
+
+    def _schedule_flush(self, batcher: ModelBatcher) -> None:
+        if not self._due:
+            self._loop.call_soon(self._flush)
+        self._due.append(batcher)
+
+    def _flush(self) -> None:
+        due, self._due = self._due, []
+        for batcher in due:
+            batcher.flush()
+
+    def _sweep(self) -> None:
+        self._loop.call_later(SWEEP_S, self._sweep)
+        self._port.date = b"date: %b\r\n" % formatdate(self._wall_us() / 1e6, usegmt=True).encode()
+        self._port.sweep()
+        self.catalogue.tend()
+        self._write_log()
+        if self.catalogue.readiness() != self._reported_ready:
+            self._report_now()
+        lost_at_us = self._control.lost_at_us
+        if lost_at_us and self._now_us() - lost_at_us > self._launch.orphan_us:
+            self.drain(30_000_000)
+
+    def _report(self) -> None:
+        self._loop.call_later(REPORT_S, self._report)
+        self._report_now()
+
+    def _report_now(self) -> None:
+        self._reported_ready = self.catalogue.readiness()
+        ready = {} if self._draining else self._reported_ready
+        self._control.report(GatewayReport(self._own_statistics(), ready, draining=self._draining))
+
+    def _own_statistics(self) -> GatewayStatistics:
+        """The counters with those gauges filled in that are not kept per request."""
+        monotonic_to_wall_us = self._wall_us() - self._now_us()
+        for model in self.catalogue.models.values():
+            if model.batcher is not None:
+                model.statistics.pending = model.batcher.requests
+                if model.batcher.success_at_us:
+                    model.statistics.last_inference_ms = (model.batcher.success_at_us + monotonic_to_wall_us) // 1_000
+        return self._statistics
+
+    # -- access log ----------------------------------------------------------------------------------------------
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self._log_lines.append(msgspec.json.encode({"at_us": self._wall_us(), **record}) + b"\n")
+        if len(self._log_lines) >= 1_000:
+            self._write_log()
+
+    def _write_log(self) -> None:
+        if self._log_lines:
+            lines, self._log_lines = self._log_lines, []
+            sys.stderr.buffer.write(b"".join(lines))
+            sys.stderr.buffer.flush()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(address)
+    return listener
+
+
+def _accept_waiting(listener: socket.socket) -> list[socket.socket]:
+    """Accept whom the kernel has let in already: closing the listener would reset them, requests and all."""
+    accepted: list[socket.socket] = []
+    try:
+        while True:
+            accepted.append(listener.accept()[0])
+            accepted[-1].setblocking(False)
+    except OSError:  # nobody is left, or there is no descriptor for more
+        return accepted
+
+
+def _print_bug(error: Exception) -> None:
+    traceback.print_exception(error, file=sys.stderr)
