@@ -1,0 +1,1 @@
+"""The keeper: starts gateways and replicas, watches them, restarts them, and tells everyone what is there."""

@@ -1,0 +1,91 @@
+"""The answer to `GET /api/status`: the fleet for people and scripts, as plain JSON values.
+
+Durations are milliseconds or seconds here, as the key says: this is the edge. Not here: HTTP (`admin.py`).
+"""
+
+from typing import Any
+
+from penstock.core.statistics import Histogram, ModelStatistics
+from penstock.fleet.view import FleetView, GatewayView, ModelView, ReplicaView
+
+__all__ = ["to_status"]
+
+
+def to_status(view: FleetView) -> dict[str, Any]:
+    """Return the status document."""
+    return {
+        "version": view.version,
+        "http": f"http://{view.http}",
+        "uptime_s": view.uptime_us / 1_000_000,
+        "ready": view.is_ready,
+        "draining": view.is_draining,
+        "gateways": [_gateway(g) for g in view.gateways],
+        "models": [_model(m, view.statistics.models.get(m.key, ModelStatistics())) for m in view.models],
+    }
+
+
+def _gateway(gateway: GatewayView) -> dict[str, Any]:
+    age_us = gateway.report_age_us
+    return {
+        "name": gateway.name,
+        "pid": gateway.pid,
+        "http": gateway.http,
+        "state": gateway.state,
+        "ready": gateway.is_ready,
+        "report_age_s": None if age_us is None else age_us / 1_000_000,
+        "restarts": gateway.restarts,
+        "reason": gateway.reason,
+        "last_exit": gateway.exit_text,
+    }
+
+
+def _model(model: ModelView, statistics: ModelStatistics) -> dict[str, Any]:
+    spec = model.spec
+    batching = None
+    if spec is not None:
+        batching = {
+            "policy": spec.batching.policy,
+            "size_max": spec.batching.size_max,
+            "wait_ms_max": spec.batching.wait_us_max / 1_000,
+        }
+    return {
+        "name": model.name,
+        "version": model.version,
+        "state": model.state,
+        "reason": model.reason,
+        "ready": model.is_ready,
+        "platform": None if spec is None else spec.platform,
+        "batching": batching,
+        "replicas": [_replica(r) for r in model.replicas],
+        "statistics": _summarise(statistics),
+    }
+
+
+def _replica(replica: ReplicaView) -> dict[str, Any]:
+    return {
+        "name": replica.name,
+        "pid": replica.pid,
+        "address": replica.address,
+        "state": replica.state,
+        "restarts": replica.restarts,
+        "load_ms": replica.load_us / 1_000,
+        "reason": replica.reason,
+        "last_exit": replica.exit_text,
+    }
+
+
+def _summarise(statistics: ModelStatistics) -> dict[str, Any]:
+    failed = sum(statistics.failures.values())
+    queue = statistics.steps.get("queue", Histogram())
+    executions = statistics.execution_count
+    return {
+        "requests": statistics.success + failed,
+        "failures": failed,
+        "failures_by_reason": statistics.failures,
+        "pending": statistics.pending,
+        "retries": statistics.retries,
+        "batch_rows_average": statistics.inference_count / executions if executions else 0.0,
+        "batch_closes": statistics.closes,
+        # Upper edges of power-of-two buckets: the true value is at most this, and more than half of it.
+        "queue_us": {"p50": queue.quantile(0.50), "p95": queue.quantile(0.95)},
+    }
