@@ -1,0 +1,346 @@
+"""The driver in virtual time: a fake network moves the clock, so every law here is exact."""
+
+import heapq
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from penstock.load.driver import (
+    CLOSED,
+    MALFORMED,
+    REFUSED,
+    SHED,
+    STATUS,
+    TIMEOUT,
+    UNSENT,
+    Driver,
+    DriverConfig,
+    Recording,
+)
+from penstock.load.network import READABLE, WRITABLE, Socket
+
+GOOD = b'{"outputs":[]}'
+NAP_US = 250
+
+
+def answer(status: int = 200, body: bytes = GOOD, extra: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n%s\r\n%s" % (status, len(body), extra, body)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_us = 1_000_000
+
+    def read(self) -> int:
+        return self.now_us
+
+
+class FakeSocket:
+    """One connection; `take_max` bytes fit into a send."""
+
+    def __init__(self, network: "FakeNetwork", descriptor: int) -> None:
+        self.network = network
+        self.descriptor = descriptor
+        self.inbox: list[bytes] = []
+        self.received = b""
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        taken = bytes(data[: self.network.take_max])
+        if not taken:
+            raise BlockingIOError
+        self.received += taken
+        head, found, body = self.received.partition(b"\r\n\r\n")
+        if found and len(body) >= int(head.rpartition(b"Content-Length: ")[2]):
+            self.network.serve(self, body)
+            self.received = b""
+        return len(taken)
+
+    def recv(self, size: int, /) -> bytes:
+        if not self.inbox:
+            raise BlockingIOError
+        data = self.inbox.pop(0)
+        if data == b"reset":
+            raise ConnectionResetError
+        return data
+
+
+class FakeNetwork:
+    """A server in virtual time. `handle(now_us, body)` says when it answers (None: never) and with what."""
+
+    def __init__(
+        self, clock: Clock, handle: Callable[[int, bytes], tuple[int | None, bytes]], connect_us: int = 100
+    ) -> None:
+        self.clock = clock
+        self.handle = handle
+        self.connect_us = connect_us
+        self.take_max = 1 << 20
+        self.oversleep_us = 0
+        self.is_refusing = False
+        self.split_us = 0  # how long after the first half of an answer the second comes, 0: together
+        self.bodies: list[bytes] = []
+        self.sent_at_us: list[int] = []
+        self.open_count = self.open_max = 0
+        self._events: list[tuple[int, int, FakeSocket, bytes]] = []
+        self._sequence = 0
+        self._gone: set[int] = set()
+        self._wants_write: dict[int, FakeSocket] = {}
+
+    def _post(self, at_us: int, socket: FakeSocket, data: bytes) -> None:
+        self._sequence += 1
+        heapq.heappush(self._events, (at_us, self._sequence, socket, data))
+
+    def serve(self, socket: FakeSocket, body: bytes) -> None:
+        self.bodies.append(body)
+        self.sent_at_us.append(self.clock.now_us)
+        at_us, data = self.handle(self.clock.now_us, body)
+        if at_us is None:
+            return
+        middle = len(data) // 2 if self.split_us else len(data)
+        self._post(at_us, socket, data[:middle])
+        if self.split_us:
+            self._post(at_us + self.split_us, socket, data[middle:])
+
+    def connect_nowait(self) -> FakeSocket:
+        if self.is_refusing:
+            raise ConnectionRefusedError
+        self._sequence += 1
+        socket = FakeSocket(self, self._sequence)
+        self.open_count += 1
+        self.open_max = max(self.open_max, self.open_count)
+        self._post(self.clock.now_us + self.connect_us, socket, b"connected")
+        return socket
+
+    def connect_error(self, connection: Socket) -> int:
+        return 0
+
+    def watch(self, connection: Socket, events: int) -> None:
+        assert isinstance(connection, FakeSocket)
+        self._wants_write.pop(connection.descriptor, None)
+        if events & WRITABLE:
+            self._wants_write[connection.descriptor] = connection
+
+    def close(self, connection: Socket) -> None:
+        self.open_count -= 1
+        self._gone.add(connection.fileno())
+
+    def wait_events(self, timeout_us: int, *, is_nap: bool) -> Sequence[tuple[int, int]]:
+        until_us = self.clock.now_us + timeout_us + (self.oversleep_us if timeout_us else 0)
+        ready = [(descriptor, WRITABLE) for descriptor in self._wants_write]
+        if not ready and not is_nap and self._events:
+            until_us = min(until_us, max(self._events[0][0], self.clock.now_us))
+        if not ready or is_nap:
+            self.clock.now_us = until_us
+        while self._events and self._events[0][0] <= self.clock.now_us:
+            _, _, socket, data = heapq.heappop(self._events)
+            if socket.descriptor in self._gone:
+                continue
+            if data == b"connected":
+                ready.append((socket.descriptor, WRITABLE))
+            else:
+                socket.inbox.append(data)
+                ready.append((socket.descriptor, READABLE))
+        return ready
+
+
+def request(index: int) -> bytes:
+    body = b"%d" % index
+    return b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def drive(
+    schedule_us: list[int],
+    handle: Callable[[int, bytes], tuple[int | None, bytes]],
+    *,
+    adjust: Callable[[FakeNetwork], None] = lambda _network: None,
+    start: int = 4,
+    most: int = 1_000,
+    timeout_us: int = 1_000_000,
+    measured_from: int = 0,
+) -> tuple[Recording, FakeNetwork, int]:
+    """Run a schedule; return the recording, the network, and when the run began."""
+    clock = Clock()
+    network = FakeNetwork(clock, handle)
+    config = DriverConfig(
+        connections_start=start, connections_max=most, timeout_us=timeout_us, nap_us=NAP_US, measured_from=measured_from
+    )
+    driver = Driver(config, array("q", schedule_us), request, network, now_us=clock.read, cpu_us=clock.read)
+    assert driver.wait_connected(1_000_000) == start
+    adjust(network)
+    start_us = clock.now_us + 1_000
+    return driver.run(start_us), network, start_us
+
+
+def test_every_request_is_sent_once_and_timed_from_its_intention() -> None:
+    """Each request is sent exactly once, in order, never early; its latency is the wait for it plus the service."""
+    schedule = [137 * i for i in range(2_000)]
+    recording, network, start_us = drive(schedule, lambda now, _body: (now + 3_000, answer()))
+    assert network.bodies == [b"%d" % i for i in range(2_000)]
+    for intended, sent_at, latency in zip(schedule, network.sent_at_us, recording.latency_us, strict=True):
+        assert intended <= sent_at - start_us
+        assert 3_000 <= latency <= 3_000 + 2 * NAP_US
+    assert max(recording.lateness_us) <= NAP_US
+    assert recording.status_counts == {200: 2_000}
+    assert network.open_count == 0
+
+
+@pytest.mark.parametrize("most", [4, 1_000])
+def test_a_stall_shows_in_every_request_intended_during_it(most: int) -> None:
+    """No coordinated omission: who was due during the stall waited until its end at least, however few connections."""
+    schedule = [1_000 * i for i in range(1_000)]
+    clock_zero = 1_000_000 + 100 + 1_000  # the clock's start, connecting, and the delay before the run
+    stall = range(clock_zero + 400_000, clock_zero + 700_000)
+
+    def handle(now: int, body: bytes) -> tuple[int, bytes]:
+        return (stall.stop if now in stall else now) + 500, answer()
+
+    recording, _, start_us = drive(schedule, handle, most=most)
+    assert start_us == clock_zero
+    for intended, latency in zip(schedule, recording.latency_us, strict=True):
+        if start_us + intended in stall:
+            assert latency >= stall.stop - (start_us + intended)
+    p99 = sorted(recording.latency_us)[989]
+    assert p99 > 280_000
+    assert sorted(recording.lateness_us)[989] <= NAP_US, "the server's stall is not the generator's lateness"
+
+
+def test_an_oversleeping_generator_admits_its_lateness() -> None:
+    """If waking up takes 5 ms too long, lateness says so, and the latencies contain it."""
+
+    def oversleep(network: FakeNetwork) -> None:
+        network.oversleep_us = 5_000
+
+    recording, _, _ = drive(
+        [10_000 * i for i in range(1, 100)], lambda now, _body: (now + 100, answer()), adjust=oversleep
+    )
+    assert sorted(recording.lateness_us)[50] >= 4_000
+    assert all(latency >= late for latency, late in zip(recording.latency_us, recording.lateness_us, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("data", "outcome"),
+    [
+        (answer(503), SHED),
+        (answer(429), SHED),
+        (answer(504), SHED),
+        (answer(500), STATUS),
+        (answer(400), STATUS),
+        (answer(302), STATUS),
+        (answer(200, b"oops"), MALFORMED),
+        (answer(200, b'{"error":"x"}'), MALFORMED),
+        (b"nonsense\r\n\r\n", MALFORMED),
+        (answer() + answer(), MALFORMED),
+        (b"", CLOSED),
+        (b"reset", CLOSED),
+    ],
+)
+def test_what_each_answer_counts_as(data: bytes, outcome: int) -> None:
+    """Refusals are shed; other statuses, wrong bodies and broken connections are failures; the others go on."""
+
+    def handle(now: int, body: bytes) -> tuple[int, bytes]:
+        return now + 100, data if body == b"5" else answer()
+
+    recording, network, _ = drive([1_000 * i for i in range(20)], handle)
+    assert recording.latency_us[5] == outcome
+    assert sum(latency < 0 for latency in recording.latency_us) == 1
+    assert network.open_count == 0
+
+
+def test_silence_ends_in_a_timeout() -> None:
+    """A request that is never answered fails after the timeout and frees its place; the run ends."""
+    recording, _, _ = drive(
+        [1_000 * i for i in range(20)],
+        lambda now, body: (None if body == b"3" else now + 100, answer()),
+        most=4,
+        timeout_us=50_000,
+    )
+    assert recording.latency_us[3] == TIMEOUT
+    assert sum(latency < 0 for latency in recording.latency_us) == 1
+
+
+def test_connections_are_bounded_and_the_line_is_honest() -> None:
+    """Never more than the limit of connections; who waited in line too long was never sent, and is counted so."""
+    recording, network, _ = drive(
+        [1_000 * i for i in range(100)],
+        lambda now, _body: (now + 500_000, answer()),
+        start=2,
+        most=10,
+        timeout_us=300_000,
+    )
+    outcomes = Counter(latency for latency in recording.latency_us if latency < 0)
+    assert network.open_max <= 10
+    assert outcomes[UNSENT] > 0
+    assert outcomes[UNSENT] + outcomes[TIMEOUT] == 100
+    assert len(network.bodies) == 100 - outcomes[UNSENT]
+    assert recording.held_count >= 90
+
+
+def test_more_connections_open_on_demand() -> None:
+    """With room to grow, a slow server meets as many requests at once as were due: the loop stays open."""
+    recording, network, _ = drive([1_000 * i for i in range(200)], lambda now, _body: (now + 100_000, answer()))
+    assert all(100_000 <= latency < 102_000 for latency in recording.latency_us)
+    assert 100 <= network.open_max <= 110
+    assert recording.connections_opened == network.open_max
+
+
+def test_a_server_that_goes_away_fails_fast() -> None:
+    """When connecting is refused, each request fails at once as refused, and none is lost."""
+
+    def refuse(network: FakeNetwork) -> None:
+        network.is_refusing = True
+
+    recording, _, _ = drive([1_000 * i for i in range(50)], lambda now, _body: (now + 100, b""), adjust=refuse)
+    outcomes = Counter(recording.latency_us)
+    assert outcomes[CLOSED] == 4
+    assert outcomes[REFUSED] == 46
+
+
+def test_a_closing_server_gets_a_new_connection() -> None:
+    """`Connection: close` after each answer costs a connection each, and no request."""
+    recording, _, _ = drive(
+        [1_000 * i for i in range(50)], lambda now, _body: (now + 100, answer(extra=b"Connection: close\r\n"))
+    )
+    assert all(latency >= 100 for latency in recording.latency_us)
+    assert recording.connections_opened == 50
+
+
+def test_a_request_that_does_not_fit_the_socket_is_finished_later() -> None:
+    """Partial sends continue when the socket has room; the bytes arrive whole."""
+
+    def trickle(network: FakeNetwork) -> None:
+        network.take_max = 7
+
+    recording, network, _ = drive(
+        [1_000 * i for i in range(20)], lambda now, _body: (now + 100, answer()), adjust=trickle
+    )
+    assert network.bodies == [b"%d" % i for i in range(20)]
+    assert all(latency >= 100 for latency in recording.latency_us)
+
+
+def test_split_answers_are_put_together() -> None:
+    """An answer in two pieces counts when the second has come."""
+
+    def split(network: FakeNetwork) -> None:
+        network.split_us = 2_000
+
+    recording, _, _ = drive([2_000 * i for i in range(10)], lambda now, _body: (now + 400, answer()), adjust=split)
+    assert all(2_400 <= latency <= 2_400 + 2 * NAP_US for latency in recording.latency_us)
+
+
+def test_only_measured_requests_count_towards_statuses_and_cpu() -> None:
+    """The warm-up is sent and recorded, but status counts and CPU time begin with the first measured request."""
+    recording, _, _ = drive([10_000 * i for i in range(20)], lambda now, _body: (now + 100, answer()), measured_from=15)
+    assert recording.status_counts == {200: 5}
+    assert len(recording.latency_us) == 20
+    assert 40_000 <= recording.cpu_us <= 41_000
+
+
+def test_an_empty_schedule_ends_at_once() -> None:
+    """Nothing to send, nothing recorded, everything closed."""
+    recording, network, _ = drive([], lambda now, _body: (now, answer()))
+    assert len(recording.latency_us) == 0
+    assert network.open_count == 0
