@@ -1,0 +1,248 @@
+"""`make bench`: each figure beside its yardstick, in the same run; appended to `bench/history.ndjson`.
+
+closed   wrk -t1 -c128 on the `sum` model, against a bare httptools + uvloop server; the ratio is what counts
+open     Poisson at 10,000 requests per second on the `digits` model, with `penstock bench`
+minilm   sentence embeddings through the server, against a bare onnxruntime loop over the same batches
+kill     2,000 requests per second on `digits` while its only replica is killed with SIGKILL, twice
+
+Run alone on the machine. `python -m bench.run closed open minilm kill` runs some; without names, all.
+Other systems on the same work: `bench/peers/run.py`.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from http.client import HTTPConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bench.history import ROOT, append_history
+from bench.serving import PENSTOCK, Server, cpu_s, free_port, penstock, process_ids, running, wait_for_port
+
+EXAMPLES = ROOT / "examples"
+ROUNDS = 5
+ROUND_S = 5
+GATEWAYS = "2"  # on two cores beside one generator thread; see docs/decisions
+_WRK = re.compile(r"Requests/sec:\s+([\d.]+)")
+_P99 = re.compile(r"99%\s+([\d.]+)(us|ms|s)\b")
+_ERRORS = re.compile(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.+)")
+_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+
+console = Console(stderr=True)
+
+
+def wrk(url: str, seconds: int) -> dict[str, Any]:
+    """One closed-loop round: 128 connections, one thread, the 8-float JSON body."""
+    command = ["wrk", "-t1", "-c128", f"-d{seconds}", "--latency", "-s", str(ROOT / "bench" / "sum.lua"), url]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rate, p99, errors = _WRK.search(output), _P99.search(output), _ERRORS.search(output)
+    if rate is None or p99 is None:
+        raise RuntimeError(f"wrk: expected Requests/sec and 99% in its output, got {output!r}")
+    return {"rps": float(rate[1]), "p99_ms": float(p99[1]) * _MS[p99[2]], "errors": errors[0] if errors else ""}
+
+
+def bench_closed() -> dict[str, Any]:
+    """Closed loop, alternating with the yardstick so that a drifting machine hits both."""
+    bare_port = free_port()
+    ours: list[dict[str, Any]] = []
+    bare: list[dict[str, Any]] = []
+    bare_command = [sys.executable, str(ROOT / "bench" / "bare_server.py"), str(bare_port)]
+    with penstock(EXAMPLES / "sum.py", "--gateways", GATEWAYS) as server, running(bare_command):
+        wait_for_port(bare_port)
+        urls = (f"http://127.0.0.1:{bare_port}/v2/models/sum/infer", f"{server.http}/v2/models/sum/infer")
+        for url in urls:
+            wrk(url, 2)
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("closed loop", total=ROUNDS)
+            used = {name: cpu_s(pid) for name, pid in server.pids.items()}
+            for _ in range(ROUNDS):
+                bare.append(wrk(urls[0], ROUND_S))
+                ours.append(wrk(urls[1], ROUND_S))
+                progress.advance(task)
+            used = {name: cpu_s(pid) - used[name] for name, pid in server.pids.items()}
+    requests = sum(r["rps"] for r in ours) * ROUND_S
+    return {
+        "gateways": int(GATEWAYS),
+        "rps": statistics.median(r["rps"] for r in ours),
+        "p99_ms": statistics.median(r["p99_ms"] for r in ours),
+        "bare_rps": statistics.median(r["rps"] for r in bare),
+        "bare_p99_ms": statistics.median(r["p99_ms"] for r in bare),
+        "ratio": statistics.median(o["rps"] / b["rps"] for o, b in zip(ours, bare, strict=True)),
+        "cpu_us_per_request": {name: round(s * 1e6 / requests, 2) for name, s in used.items()},
+        "rounds": [{"rps": o["rps"], "bare_rps": b["rps"]} for o, b in zip(ours, bare, strict=True)],
+        "errors": [r["errors"] for r in (*ours, *bare) if r["errors"]],
+    }
+
+
+def bench_open() -> dict[str, Any]:
+    """Open loop, Poisson, 10,000 requests per second for 30 s on `digits`, the quickstart's other models beside it."""
+    with penstock(EXAMPLES / "quickstart.toml", "--gateways", GATEWAYS) as server:
+        used = {name: cpu_s(pid) for name, pid in server.pids.items()}
+        load = [*_bench_command(server), "--rate", "10000", "--duration", "30", "--slo-ms", "50", "--json"]
+        run = subprocess.run(load, stdout=subprocess.PIPE, text=True, check=False)
+        used = {name: cpu_s(pid) - used[name] for name, pid in server.pids.items()}
+    report: dict[str, Any] = json.loads(run.stdout)
+    report["exit_status"] = run.returncode
+    report["gateways"] = int(GATEWAYS)
+    report["cpu_us_per_request"] = {name: round(s * 1e6 / max(report["completed"], 1), 2) for name, s in used.items()}
+    return report
+
+
+def bench_kill() -> dict[str, Any]:
+    """Open loop at 2,000 rps for 10 s; the one replica is killed at about 3 s and its replacement at about 6 s."""
+    killed: list[int] = []
+    with penstock(EXAMPLES / "quickstart.toml") as server:
+        load = [*_bench_command(server), "--rate", "2000", "--duration", "10", "--slo-ms", "50", "--json"]
+        with subprocess.Popen(load, stdout=subprocess.PIPE, text=True) as run:
+            for _ in range(2):
+                time.sleep(3.5)
+                pid = next(p for name, p in process_ids(server.admin).items() if name.startswith("digits"))
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            output, _ = run.communicate()
+    report: dict[str, Any] = json.loads(output)
+    report["replicas_killed"] = len(set(killed))
+    report["exit_status"] = run.returncode
+    return report
+
+
+def _bench_command(server: Server) -> list[str]:
+    return [str(PENSTOCK), "bench", server.http, "--model", "digits"]
+
+
+def _texts(batches: int, rows: int) -> list[list[bytes]]:
+    """Batches of distinct texts of 8 to 16 words, from one seeded stream."""
+    stream = np.random.default_rng(7)
+    words = (
+        "river", "gate", "turbine", "water", "pressure", "flow", "model", "batch",
+        "queue", "replica", "latency", "token", "stream", "vector", "steady",
+    )  # fmt: skip
+    return [
+        [" ".join(stream.choice(words, stream.integers(8, 17))).encode() + b" %d" % stream.integers(1_000_000)
+         for _ in range(rows)]
+        for _ in range(batches)
+    ]  # fmt: skip
+
+
+def _embed_bare(model: Any, batches: list[list[Any]], seconds: float) -> float:
+    """Texts per second of a bare loop over tokenised batches."""
+    began, done = time.monotonic(), 0
+    while time.monotonic() - began < seconds:
+        done += len(model.embed(batches[done // len(batches[0]) % len(batches)]))
+    return done / (time.monotonic() - began)
+
+
+def _embed_served(server: Server, bodies: list[tuple[bytes, int]], rows: int, seconds: float) -> float:
+    """Texts per second of three closed-loop clients: one batch running, one staged, one on its way."""
+    address = urlsplit(server.http)
+    done: list[int] = []
+    began = time.monotonic()
+
+    def client(offset: int) -> None:
+        connection = HTTPConnection(address.hostname or "", address.port)
+        count = offset
+        while time.monotonic() - began < seconds:
+            body, json_bytes = bodies[count % len(bodies)]
+            headers = {"Inference-Header-Content-Length": str(json_bytes)}
+            connection.request("POST", "/v2/models/minilm/infer", body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"minilm: expected 200, got {answer.status}")
+            done.append(rows)
+            count += 3
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) / (time.monotonic() - began)
+
+
+def _binary_body(texts: list[bytes]) -> tuple[bytes, int]:
+    data = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    tensor = {
+        "name": "text",
+        "datatype": "BYTES",
+        "shape": [len(texts), 1],
+        "parameters": {"binary_data_size": len(data)},
+    }
+    document = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return document + data, len(document)
+
+
+def bench_minilm() -> dict[str, Any]:
+    """Batches of 32 texts: the server (text in, tokenising included) against onnxruntime alone (tokens in)."""
+    from examples.minilm.model import MiniLM  # noqa: PLC0415 - needs the built example; the other benches do not
+
+    rows = 32
+    texts = _texts(24, rows)
+    bodies = [_binary_body(batch) for batch in texts]
+    bare_model = MiniLM()
+    bare_model.load()
+    tokens = [bare_model.tokenize(np.array(batch, dtype=object).reshape(-1, 1)) for batch in texts]
+    bare: list[float] = []
+    ours: list[float] = []
+    with penstock(EXAMPLES / "quickstart.toml") as server, Progress(console=console, transient=True) as progress:
+        task = progress.add_task("minilm", total=ROUNDS)
+        _embed_bare(bare_model, tokens, 1)
+        _embed_served(server, bodies, rows, 1)
+        for _ in range(ROUNDS):
+            bare.append(_embed_bare(bare_model, tokens, ROUND_S))
+            ours.append(_embed_served(server, bodies, rows, ROUND_S))
+            progress.advance(task)
+    return {
+        "rows_per_batch": rows,
+        "texts_per_s": statistics.median(ours),
+        "bare_texts_per_s": statistics.median(bare),
+        "ratio": statistics.median(o / b for o, b in zip(ours, bare, strict=True)),
+        "rounds": [{"texts_per_s": o, "bare_texts_per_s": b} for o, b in zip(ours, bare, strict=True)],
+    }
+
+
+BENCHES = {"closed": bench_closed, "open": bench_open, "minilm": bench_minilm, "kill": bench_kill}
+
+
+def _check_wrk() -> None:
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is missing; install it with: sudo apt-get install wrk")
+
+
+def _show(name: str, results: dict[str, Any]) -> None:
+    table = Table("figure", "value", title=name)
+    for key, value in results.items():
+        if key != "rounds":
+            table.add_row(key, f"{value:,.3f}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
+def main() -> None:
+    """Run the benches named on the command line, or all."""
+    names = [name for name in sys.argv[1:] if not name.startswith("-")] or list(BENCHES)
+    unknown = [name for name in names if name not in BENCHES]
+    if unknown:
+        sys.exit(f"bench: expected names of {', '.join(BENCHES)}, got {', '.join(unknown)}")
+    if "closed" in names:
+        _check_wrk()
+    for name in names:
+        results = BENCHES[name]()
+        _show(name, results)
+        append_history(name, results)
+        print(json.dumps({"bench": name, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
