@@ -4,7 +4,7 @@ import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.core.launch import HttpLimits
@@ -177,6 +177,7 @@ def test_every_boundary_is_like_every_other(stream: bytes) -> None:
         assert play([stream[:at], stream[at:]]) == whole
 
 
+@settings(max_examples=400)  # kinds of requests meet in pairs here
 @given(st.data())
 def test_known_heads_change_nothing(data: st.DataObject) -> None:
     """A gateway that has seen it all before does what one does that remembers nothing."""

@@ -497,8 +497,9 @@ def test_a_retry_is_never_refused_for_want_of_room() -> None:
     bench = Bench(ROOMY)
     work = bench.submit()
     bench.turn()
-    for k in range(SIGNATURES_MAX - 1):
+    for k in range(SIGNATURES_MAX):
         bench.submit(signature=k)
+    assert bench.submit(signature="new").endings
     bench.batcher.lose_link(bench.links[0], "killed")
     assert work.state is WorkState.QUEUED
 

@@ -1,6 +1,7 @@
 """Laws of the inference port: order, bounds, refusals, timeouts, draining. Splits and known heads: tests/property."""
 
 import gzip
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -457,14 +458,15 @@ def test_a_waiting_client_is_not_idle() -> None:
     assert not client.is_refused
 
 
-def test_a_refusal_behind_pending_answers_waits_for_them() -> None:
-    """A timeout behind an answer that is due does not cut that answer off."""
+@pytest.mark.parametrize(("rest", "status"), [(b"POST / HT", 408), (post_chunked(tail=b"zz\r\n"), 400)])
+def test_a_refusal_behind_pending_answers_waits_for_them(rest: bytes, status: int) -> None:
+    """A refusal behind an answer that is due does not cut that answer off, however long it takes."""
     client = Client(is_slow=True, limits=LIMITS)
-    client.send(get(b"/0") + b"POST / HT")
+    client.send(get(b"/0") + rest)
     client.wait(10 * LIMITS.idle_timeout_us)
     assert not client.transport.is_closing()
     client.handler.answer(client.handler.exchanges[0])
-    assert [r.status for r in client.read()] == [200, 408]
+    assert [r.status for r in client.read()] == [200, status]
 
 
 # -- slow readers and leavers ----------------------------------------------------------------------------------------
@@ -617,9 +619,9 @@ def test_a_connection_that_comes_while_draining_is_served_once() -> None:
 BODY = b'{"inputs": []}' * 6
 
 
-def send_encoded(body: bytes, encoding: bytes) -> tuple[int, bytes | None]:
+def send_encoded(body: bytes, encoding: bytes, *, limits: HttpLimits = LIMITS) -> tuple[int, bytes | None]:
     """Post a body in an encoding; return the status and the body that the handler saw."""
-    client = Client(limits=LIMITS)
+    client = Client(limits=limits)
     client.send(post(body, b"Content-Encoding: " + encoding))
     (response,) = client.read()
     assert not client.is_refused
@@ -662,6 +664,18 @@ def test_encoded_bodies_are_decoded(body: bytes, encoding: bytes) -> None:
 def test_bad_encodings_are_refused(body: bytes, encoding: bytes, status: int) -> None:
     """An unknown encoding, a broken, truncated or trailed stream and a bomb get a 4xx; the connection stays good."""
     assert send_encoded(body, encoding) == (status, None)
+
+
+def test_a_bomb_is_never_unpacked() -> None:
+    """A body that would decode to far more than the bound takes no more memory than the bound, as it is refused."""
+    bomb = gzip.compress(bytes(30_000_000))
+    tracemalloc.start()
+    try:
+        assert send_encoded(bomb, b"gzip", limits=HttpLimits(body_bytes_max=100_000)) == (413, None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_the_largest_decoded_body_is_taken() -> None:
