@@ -185,14 +185,15 @@ def model(
         task: `embedding` to answer `/v1/embeddings`: needs an input `text` (BYTES [-1,1]), an output `embedding`
             (FP32 [-1,n]), and may have an input `token_ids` (INT32 [-1,-1], -1 padded) and an output `token_count`
             (INT64 [-1,1]).
-        dimensions: Embedding lengths that can be asked for, the default first.
+        dimensions: Embedding lengths that can be asked for, the default first. Asked for another, `__call__` gets it
+            as the request parameter `dimensions` and must return that length.
         description: One line for people.
         platform: What OIP metadata reports.
 
     Raises:
         ValueError: The declaration is inconsistent; the message names the field.
     """
-    if not version.isdigit():
+    if not (version.isascii() and version.isdigit()):
         raise ValueError(f"version: expected digits, got {version!r}")
     if size_max < 1:
         raise ValueError(f"size_max: expected >= 1, got {size_max}")

@@ -58,7 +58,9 @@ class Embedding:
         request = InferenceRequest()
         request.id = ""
         request.rows = len(indexes)
-        request.parameters = {}
+        dimensions = self._request.dimensions
+        if dimensions in self._batcher.spec.dimensions[1:]:  # one that the model gives, and not unasked
+            request.parameters = {"dimensions": dimensions}
         request.priority = request.timeout_us = 0
         request.outputs = ()
         request.binary_output = True
@@ -71,6 +73,8 @@ class Embedding:
             payload, width = pack_token_ids([self._request.tokens[i] for i in indexes])
             request.tensors = (("token_ids", "INT32", (width,)),)
             request.signature = request.tensors
+        if request.parameters:
+            request.signature = (request.signature, dimensions)
         request.payload = (payload,)
         request.nbytes = len(payload)
         return request

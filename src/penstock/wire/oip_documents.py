@@ -76,7 +76,9 @@ def encode_model_metadata(spec: ModelSpec, versions: list[str]) -> bytes:
 
 
 def _describe_tensor(tensor: TensorSpec) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+    described = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+    # The protocol has no word for it; a client that builds a request from this document needs to know.
+    return described | {"optional": True} if tensor.optional else described
 
 
 def encode_model_config(spec: ModelSpec, *, replica_count: int = 1) -> bytes:

@@ -162,7 +162,9 @@ def test_a_dead_replica_is_not_ready() -> None:
     room = Room()
     room.apply(entry("a"))
     room.tend()
-    room.loop.connections[0][1].connection_lost(None)
+    room.model().links["unix:a"].fault("hangs")
+    assert not room.catalogue.is_ready
+    room.loop.run()
     assert not room.catalogue.is_ready
 
 

@@ -12,6 +12,7 @@ from penstock.core.models import Batching, QueueBounds
 from penstock.core.tensors import TensorSpec
 from penstock.wire.frame import (
     Failure,
+    FrameDecoder,
     FrameKind,
     FrameTensor,
     ReplyMeta,
@@ -138,6 +139,15 @@ def test_base64_is_the_same_numbers() -> None:
     desk.run()
     encoded = desk.document()["data"][0]["embedding"]
     assert struct.unpack("<2f", base64.b64decode(encoded)) == (2.0, float(ord("a")))
+
+
+@pytest.mark.parametrize(("asked", "told"), [({}, {}), ({"dimensions": 2}, {}), ({"dimensions": 1}, {"dimensions": 1})])
+def test_a_length_other_than_the_default_is_told_to_the_model(asked: dict[str, int], told: dict[str, int]) -> None:
+    """The model learns of a length only when it differs from what it gives unasked."""
+    desk = Desk(replace(MODEL, dimensions=(2, 1)), replicas=1)
+    desk.send(input=SHORT, **asked)
+    (frame,) = FrameDecoder().feed(desk.replicas[0].transport.take())
+    assert decode_batch_meta(frame).parameters == told
 
 
 def test_token_lists_are_inputs_too() -> None:
