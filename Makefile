@@ -29,6 +29,7 @@ serve: $(EXAMPLES) ## Serve the example models: inference on :8000, admin and me
 	@exec $(BIN)/penstock serve examples/quickstart.toml $(ARGS)
 
 test: $(EXAMPLES) ## Run every test (ARGS="-k name" for some)
+	$(call need_command,curl,curl)
 	@exec $(BIN)/python -m pytest $(ARGS)
 
 check: $(INSTALLED) ## Run the strict checks: ruff, mypy, import law, house rules

@@ -1,6 +1,7 @@
 """The emulated device."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +26,10 @@ def test_a_batch_takes_beta_plus_alpha_rows(beta_ms: float, alpha_ms: float, row
 
 @pytest.mark.parametrize("option", ["beta_ms", "alpha_ms"])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "5", True, None])
-def test_bad_options_are_refused_by_name(option: str, value: object) -> None:
+def test_bad_options_are_refused_by_name(option: str, value: Any) -> None:
     """A duration that is not a finite number >= 0 is refused, naming the option and what was got."""
     with pytest.raises(ValueError, match=f"{option}: expected a finite number of milliseconds >= 0, got "):
-        Emulated(**{option: value})  # type: ignore[arg-type]
+        Emulated(**{option: value})
 
 
 def test_says_emulated_wherever_its_numbers_appear() -> None:

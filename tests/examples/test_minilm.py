@@ -172,10 +172,10 @@ def test_exactly_one_input(minilm: MiniLM) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, "2", True])
-def test_bad_thread_count_is_refused(value: object) -> None:
+def test_bad_thread_count_is_refused(value: Any) -> None:
     """`intra_op_threads` is a whole number >= 0."""
     with pytest.raises(ValueError, match="intra_op_threads: expected a whole number >= 0, got "):
-        MiniLM(intra_op_threads=value)  # type: ignore[arg-type]
+        MiniLM(intra_op_threads=value)
 
 
 def test_an_unbuilt_model_says_what_to_do(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ class MemoryTransport(asyncio.Transport):
         return 0
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Asyncio: not offered; a protocol keeps its transport for life here."""
-        raise NotImplementedError
+        """Asyncio: refused, and said so: a protocol keeps its transport for life here."""
+        raise RuntimeError("MemoryTransport: expected one protocol for life, got another")
 
     def __repr__(self) -> str:
         state: dict[str, Any] = {"closing": self._closing, "aborted": self.is_aborted, "written": len(self.written)}

@@ -237,7 +237,7 @@ def test_drain_ends_at_its_time(bench: Bench) -> None:
         bench.clock.now_us += 100
         raise RuntimeError
 
-    bench.runtime._function = endless  # type: ignore[assignment]
+    bench.runtime._function = endless  # type: ignore[assignment]  # it raises, so it owes no arrays
     client.sendall(_batch(1))
     bench.loop.start_drain(1_000)
     bench.loop.run()
@@ -254,7 +254,7 @@ def test_bug_in_the_executor_is_answered(bench: Bench) -> None:
         def execute(self, batches: list[Batch]) -> None:
             raise ZeroDivisionError
 
-    bench.loop._executor = Broken()  # type: ignore[assignment]
+    bench.loop._executor = Broken()  # type: ignore[assignment]  # no Executor has this bug
     client.sendall(_batch(1, rows=2))
     bench.loop.turn()
     meta = decode_reply_meta(_receive(client, 1)[0])
