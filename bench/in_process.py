@@ -69,8 +69,7 @@ class InstantReplica:
             payload: list[bytes | memoryview] = [struct.pack(f"<{batch.rows}f", *range(batch.rows))]
             for frame in self._decoder.feed(encode_frame(FrameKind.REPLY, batch.id, meta, payload)):
                 reply = decode_reply_meta(frame)
-                self._batcher.check_reply(batch, reply, frame.payload)
-                self._batcher.finish_batch(batch, reply, frame.payload)
+                self._batcher.finish_batch(batch, reply, self._batcher.read_reply(batch, reply, frame.payload))
 
 
 def measure() -> float:

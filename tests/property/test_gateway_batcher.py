@@ -153,10 +153,10 @@ class BatcherMachine(RuleBasedStateMachine):
         rows = sum(work.rows for i, work in enumerate(batch.works) if i not in failed)
         outputs = (FrameTensor("y", "FP32", (1,), rows * 4),) if rows else ()
         meta = ReplyMeta(outputs, failures, 1, 2, 3, 4, batch.rows)
-        self.batcher.check_reply(batch, meta, memoryview(bytes(rows * 4)))
+        read = self.batcher.read_reply(batch, meta, memoryview(bytes(rows * 4)))
         before = {w.name: len(w.endings) for w in self.bench.works}
         expected = [w.name for w in self.requests_of(batch) if w.state is WorkState.RUNNING]
-        self.batcher.finish_batch(batch, meta, memoryview(bytes(rows * 4)))
+        self.batcher.finish_batch(batch, meta, read)
         link.in_flight.pop(batch.id)
         for work in self.requests_of(batch):
             ended = len(work.endings) - before[work.name]

@@ -28,7 +28,7 @@ from penstock.wire.frame import (
     encode_frame,
     encode_meta,
 )
-from penstock.wire.oip_outputs import check_outputs, output_tensors
+from penstock.wire.oip_outputs import OutputTensor, check_outputs, output_tensors
 
 __all__ = ["ModelBatcher"]
 
@@ -326,8 +326,8 @@ class ModelBatcher:
 
     # -- back ----------------------------------------------------------------------------------------------------
 
-    def check_reply(self, batch: Batch, meta: ReplyMeta, payload: memoryview) -> None:
-        """Check that a reply is one to this batch of this model.
+    def read_reply(self, batch: Batch, meta: ReplyMeta, payload: memoryview) -> list[OutputTensor]:
+        """Return a reply's outputs, checked to be an answer to this batch by this model.
 
         Raises:
             FrameError: It is not. The replica cannot be trusted; give its link up.
@@ -338,10 +338,12 @@ class ModelBatcher:
         rows = batch.rows
         if failed:
             rows = sum(work.rows for index, work in enumerate(batch.works) if index not in failed)
-        check_outputs(self.spec, output_tensors(meta.outputs, payload), rows)
+        outputs = output_tensors(meta.outputs, payload)
+        check_outputs(self.spec, outputs, rows)
+        return outputs
 
-    def finish_batch(self, batch: Batch, meta: ReplyMeta, payload: memoryview) -> None:
-        """Hand each request of an answered batch its rows or its failure. The reply has passed `check_reply`."""
+    def finish_batch(self, batch: Batch, meta: ReplyMeta, outputs: list[OutputTensor]) -> None:
+        """Hand each request of an answered batch its rows or its failure. `outputs` come from `read_reply`."""
         now_us = self._now_us()
         self.success_at_us = now_us
         self._count_execution(batch, meta, now_us)
@@ -350,7 +352,7 @@ class ModelBatcher:
             meta.executed_rows,
             batch.reason.value.encode(),
         )
-        result = BatchResult(output_tensors(meta.outputs, payload), timing)
+        result = BatchResult(outputs, timing)
         failures = {failure.index: failure for failure in meta.failures}
         row = success = success_us = 0
         for index, work in enumerate(batch.works):

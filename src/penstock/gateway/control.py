@@ -9,6 +9,7 @@ from typing import cast
 
 from penstock.core.ports import Clock
 from penstock.core.statistics import GatewayStatistics
+from penstock.gateway.redial import Redial
 from penstock.wire.control import (
     ControlDecoder,
     ControlError,
@@ -69,23 +70,11 @@ class ControlClient(asyncio.Protocol):
         self._queries: dict[int, Callable[[GatewayStatistics], None]] = {}
         self._query_id = 0
         self._wanted = True
-        self._delay_s = RECONNECT_S_MIN
-        self._task = loop.create_task(self._connect())
-
-    def _retry_later(self) -> None:
-        self._loop.call_later(self._delay_s, self._reconnect)
-        self._delay_s = min(self._delay_s * 2, RECONNECT_S_MAX)
-
-    def _reconnect(self) -> None:
-        self._task = self._loop.create_task(self._connect())
+        self._redial = Redial(self._connect, loop=loop, delay_s_min=RECONNECT_S_MIN, delay_s_max=RECONNECT_S_MAX)
 
     async def _connect(self) -> None:
-        if self._wanted:
-            try:
-                await self._loop.create_unix_connection(lambda: self, self._path)
-            except OSError:
-                # The head is down or restarting; serving goes on with the last snapshot.
-                self._retry_later()
+        # While the head is down or restarting, serving goes on with the last snapshot.
+        await self._loop.create_unix_connection(lambda: self, self._path)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asyncio: connected."""
@@ -104,8 +93,7 @@ class ControlClient(asyncio.Protocol):
             self._transport.abort()
             return
         if messages:
-            # It talks. One that only accepts and closes must not be called in a tight loop.
-            self._delay_s = RECONNECT_S_MIN
+            self._redial.succeed()
         for message in messages:
             if isinstance(message, Snapshot):
                 self._on_snapshot(message)
@@ -123,7 +111,7 @@ class ControlClient(asyncio.Protocol):
         for query_id in list(self._queries):
             self._answer_alone(query_id)
         if self._wanted:
-            self._retry_later()
+            self._redial.again()
 
     def _send(self, message: Message) -> None:
         if self._transport is not None:
@@ -159,7 +147,7 @@ class ControlClient(asyncio.Protocol):
     def close(self, drained: Drained) -> None:
         """Say goodbye and close."""
         self._wanted = False
-        self._task.cancel()
+        self._redial.cancel()
         self._send(drained)
         if self._transport is not None:
             self._transport.close()

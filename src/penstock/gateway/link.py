@@ -11,6 +11,7 @@ from typing import cast
 from penstock.core.errors import ConfigError
 from penstock.core.ports import Clock
 from penstock.gateway.batcher import ModelBatcher
+from penstock.gateway.redial import Redial
 from penstock.gateway.work import Batch
 from penstock.policy.batching import CloseReason
 from penstock.wire.canary import canary_batch, canary_fault
@@ -24,6 +25,7 @@ from penstock.wire.frame import (
     encode_frame,
     encode_meta,
 )
+from penstock.wire.oip_outputs import OutputTensor
 
 __all__ = ["ReplicaLink"]
 
@@ -69,30 +71,16 @@ class ReplicaLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._decoder = FrameDecoder()
         self._wanted = True
-        self._delay_s = RECONNECT_S_MIN
-        self._retry: asyncio.TimerHandle | None = None
-        self._task = loop.create_task(self._connect())
-
-    def _retry_later(self) -> None:
-        self._retry = self._loop.call_later(self._delay_s, self._reconnect)
-        self._delay_s = min(self._delay_s * 2, RECONNECT_S_MAX)
-
-    def _reconnect(self) -> None:
-        self._task = self._loop.create_task(self._connect())
+        self._redial = Redial(self._connect, loop=loop, delay_s_min=RECONNECT_S_MIN, delay_s_max=RECONNECT_S_MAX)
 
     async def _connect(self) -> None:
-        if self._wanted:
-            try:
-                if self.address.startswith("unix:"):
-                    await self._loop.create_unix_connection(lambda: self, self.address.removeprefix("unix:"))
-                elif self.address.startswith("tcp:"):
-                    host, _, port = self.address.removeprefix("tcp:").rpartition(":")
-                    await self._loop.create_connection(lambda: self, host, int(port))
-                else:
-                    raise ConfigError(f"replica address: expected unix:PATH or tcp:HOST:PORT, got {self.address!r}")
-            except OSError:
-                # Expected while a replica is being replaced; the catalogue drops the address if it stays away.
-                self._retry_later()
+        if self.address.startswith("unix:"):
+            await self._loop.create_unix_connection(lambda: self, self.address.removeprefix("unix:"))
+        elif self.address.startswith("tcp:"):
+            host, _, port = self.address.removeprefix("tcp:").rpartition(":")
+            await self._loop.create_connection(lambda: self, host, int(port))
+        else:
+            raise ConfigError(f"replica address: expected unix:PATH or tcp:HOST:PORT, got {self.address!r}")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asyncio: connected. The first time the batcher may send from here on."""
@@ -138,14 +126,15 @@ class ReplicaLink(asyncio.Protocol):
                 batch = self.in_flight.get(frame.id)
                 if batch is None:
                     raise FrameError(f"frame {frame.id}: expected the reply to a batch in flight, got an unknown id")
+                outputs: list[OutputTensor] = []
                 if batch.works:
                     # While it is in flight still: if the reply lies, its requests are tried elsewhere or answered.
-                    self._batcher.check_reply(batch, meta, frame.payload)
-                self._delay_s = RECONNECT_S_MIN  # it answers: the next loss is a new one
+                    outputs = self._batcher.read_reply(batch, meta, frame.payload)
+                self._redial.succeed()
                 if meta.outputs or any(failure.status < 500 for failure in meta.failures):
                     self.success_at_us = self._now_us()
                 if batch.works:
-                    self._batcher.finish_batch(batch, meta, frame.payload)
+                    self._batcher.finish_batch(batch, meta, outputs)
                     del self.in_flight[frame.id]
                 else:
                     del self.in_flight[frame.id]
@@ -172,7 +161,7 @@ class ReplicaLink(asyncio.Protocol):
         self.success_at_us = 0  # who answers at this address next has yet to prove itself
         self._leave(str(exc) if exc else "connection closed")
         if self._wanted:
-            self._retry_later()
+            self._redial.again()
 
     def check_execution(self, now_us: int) -> None:
         """Call regularly: a batch that has run for longer than the model's execution timeout means a hung replica.
@@ -201,9 +190,7 @@ class ReplicaLink(asyncio.Protocol):
     def close(self) -> None:
         """The catalogue no longer names this replica. Does not wait: what is in flight goes the way of a lost link."""
         self._wanted = False
-        self._task.cancel()
-        if self._retry is not None:
-            self._retry.cancel()
+        self._redial.cancel()
         if self._transport is not None:
             self._transport.abort()
         self._leave("the replica is no longer named")

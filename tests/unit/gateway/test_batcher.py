@@ -34,8 +34,7 @@ def reply(bench: Bench, link: FakeLink, *, failures: tuple[Failure, ...] = (), e
     values = tuple(float(row) for row in range(rows))
     (frame,) = FrameDecoder().feed(encode_reply(batch.id, rows, failures=failures, values=values, executed=executed))
     meta = decode_reply_meta(frame)
-    bench.batcher.check_reply(batch, meta, frame.payload)
-    bench.batcher.finish_batch(batch, meta, frame.payload)
+    bench.batcher.finish_batch(batch, meta, bench.batcher.read_reply(batch, meta, frame.payload))
     del link.in_flight[batch.id]
     bench.turn()
 
@@ -414,7 +413,7 @@ def test_a_reply_that_does_not_fit_is_not_believed(meta: ReplyMeta) -> None:
     (batch,) = bench.links[0].in_flight.values()
     payload = memoryview(bytes(sum(tensor.nbytes for tensor in meta.outputs)))
     with pytest.raises(FrameError):
-        bench.batcher.check_reply(batch, meta, payload)
+        bench.batcher.read_reply(batch, meta, payload)
     assert not any(work.endings for work in bench.works)
 
 
