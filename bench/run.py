@@ -4,11 +4,13 @@ closed   wrk -t1 -c128 on the `sum` model, against a bare httptools + uvloop ser
 open     Poisson at 10,000 requests per second on the `digits` model, with `penstock bench`
 minilm   sentence embeddings through the server, against a bare onnxruntime loop over the same batches
 kill     2,000 requests per second on `digits` while its only replica is killed with SIGKILL, twice
+malformed  ten thousand malformed requests, with a well-behaved open loop beside them; 5xx, files and memory after
 
-Run alone on the machine. `python -m bench.run closed open minilm kill` runs some; without names, all.
+Run alone on the machine. `python -m bench.run closed open minilm kill malformed` runs some; without names, all.
 Other systems on the same work: `bench/peers/run.py`.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -17,9 +19,14 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections import Counter
 from http.client import HTTPConnection
+from itertools import islice
+from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,7 +36,21 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.history import ROOT, append_history
-from bench.serving import PENSTOCK, Server, cpu_s, free_port, penstock, process_ids, running, wait_for_port
+from bench.serving import (
+    PENSTOCK,
+    Server,
+    cpu_s,
+    free_port,
+    open_files,
+    penstock,
+    process_ids,
+    resident_bytes,
+    running,
+    wait_for_port,
+)
+from penstock.core.tensors import TensorSpec
+from penstock.testing.malformed import Target, malformed_requests
+from penstock.testing.rogue import Findings, misbehave
 
 EXAMPLES = ROOT / "examples"
 ROUNDS = 5
@@ -115,6 +136,49 @@ def bench_kill() -> dict[str, Any]:
     report["replicas_killed"] = len(set(killed))
     report["exit_status"] = run.returncode
     return report
+
+
+def bench_malformed() -> dict[str, Any]:
+    """Ten thousand malformed requests after a warm-up, beside 200 good ones per second; what it left behind."""
+    limits = "[server.limits]\nbody_bytes_max = 1048576\nheader_timeout_ms = 500\nbody_timeout_ms = 500\n"
+    targets = [
+        Target("digits", (TensorSpec("pixels", "FP32", (-1, 64), finite=True),), 64),
+        Target("sum", (TensorSpec("x", "FP32", (-1, 8)),), 256),
+        Target("minilm", (TensorSpec("text", "BYTES", (-1, 1), optional=True),), 32),
+    ]
+    stream = malformed_requests(Random(1), targets)
+    findings = Findings()
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory) / "penstock.toml"
+        paths = {"digits": "digits", "sum": "sum.py", "minilm": "minilm/model.py"}
+        config.write_text(limits + "".join(f'[models.{n}]\npath = "{EXAMPLES / p}"\n' for n, p in paths.items()))
+        with penstock(config) as server:
+            asyncio.run(misbehave(server.http, islice(stream, 1_500), findings))
+            time.sleep(2)
+            before = {name: (open_files(pid), resident_bytes(pid)) for name, pid in server.pids.items()}
+            load = [*_bench_command(server), "--rate", "200", "--duration", "12", "--slo-ms", "50", "--json"]
+            with subprocess.Popen(load, stdout=subprocess.PIPE, text=True) as run:
+                began = time.monotonic()
+                asyncio.run(misbehave(server.http, islice(stream, 10_000), findings))
+                seconds = time.monotonic() - began
+                beside, _ = run.communicate()
+            time.sleep(2)
+            after = {name: (open_files(pid), resident_bytes(pid)) for name, pid in server.pids.items()}
+            survivors = process_ids(server.admin) == server.pids
+    report: dict[str, Any] = json.loads(beside)
+    statuses: Counter[int] = Counter()
+    for (_, status), count in findings.statuses.items():
+        statuses[status] += count
+    return {
+        "requests": 11_500,
+        "seconds": round(seconds, 1),
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "mistakes": findings.mistakes,
+        "open_files_grown": {name: after[name][0] - before[name][0] for name in before},
+        "resident_mib_grown": {name: round((after[name][1] - before[name][1]) / 2**20, 1) for name in before},
+        "same_processes": survivors,
+        "beside": {key: report[key] for key in ("completed", "failed", "shed", "latency_ms", "valid")},
+    }
 
 
 def _bench_command(server: Server) -> list[str]:
@@ -212,7 +276,13 @@ def bench_minilm() -> dict[str, Any]:
     }
 
 
-BENCHES = {"closed": bench_closed, "open": bench_open, "minilm": bench_minilm, "kill": bench_kill}
+BENCHES = {
+    "closed": bench_closed,
+    "open": bench_open,
+    "minilm": bench_minilm,
+    "kill": bench_kill,
+    "malformed": bench_malformed,
+}
 
 
 def _check_wrk() -> None:

@@ -80,6 +80,17 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def open_files(pid: int) -> int:
+    """Return how many files and sockets a process has open."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def resident_bytes(pid: int) -> int:
+    """Return a process's resident memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def wait_for_port(port: int) -> None:
     """Return when something listens on a loopback port."""
     end = time.monotonic() + START_S_MAX

@@ -98,6 +98,18 @@ def _write_kill(results: Record) -> str:
     )
 
 
+def _write_malformed(results: Record) -> str:
+    beside = results["beside"]
+    server_errors = sum(count for status, count in results["statuses"].items() if status >= "500")
+    processes = "the same" if results["same_processes"] else "lost"
+    return (
+        f"{results['requests']:,} requests, {server_errors} answered 5xx, {len(results['mistakes'])} mistakes; in any one"
+        f" process at most {max(results['open_files_grown'].values())} open files and"
+        f" {max(results['resident_mib_grown'].values())} MiB more than before; processes {processes}; beside them"
+        f" {beside['completed']:,} answered, {beside['failed']} failed, p99 {_ms(beside['latency_ms']['p99'])} ms"
+    )
+
+
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -126,6 +138,12 @@ FIGURES = (
         "Open loop: 2,000 requests/s for 10 s on `digits` while its only replica is killed with SIGKILL, twice",
         "make bench ARGS=kill",
         _write_kill,
+    ),
+    Figure(
+        "malformed",
+        "Ten thousand malformed requests of 17 kinds after a warm-up, beside a good client's 200 requests/s",
+        "make bench ARGS=malformed",
+        _write_malformed,
     ),
 )
 PEERS_COMMAND = "python3 -m bench.peers.run"
