@@ -103,8 +103,8 @@ def _write_malformed(results: Record) -> str:
     server_errors = sum(count for status, count in results["statuses"].items() if status >= "500")
     processes = "the same" if results["same_processes"] else "lost"
     return (
-        f"{results['requests']:,} requests, {server_errors} answered 5xx, {len(results['mistakes'])} mistakes; in any one"
-        f" process at most {max(results['open_files_grown'].values())} open files and"
+        f"{results['requests']:,} requests, {server_errors} answered 5xx, {len(results['mistakes'])} mistakes;"
+        f" in any one process at most {max(results['open_files_grown'].values())} open files and"
         f" {max(results['resident_mib_grown'].values())} MiB more than before; processes {processes}; beside them"
         f" {beside['completed']:,} answered, {beside['failed']} failed, p99 {_ms(beside['latency_ms']['p99'])} ms"
     )
