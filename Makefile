@@ -81,7 +81,7 @@ $(CREATED):
 	@touch $@
 
 $(INSTALLED): $(CREATED) pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,examples,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,examples,dev,report]'
 	@touch $@
 
 ifneq ($(words $(wildcard $(EXAMPLE_FILES))),$(words $(EXAMPLE_FILES)))

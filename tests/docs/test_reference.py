@@ -8,6 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
@@ -15,16 +16,20 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from starlette.routing import Route
+from typer.testing import CliRunner
 
 from penstock.cli.config_sections import ConfigFile, ModelFile
 from penstock.cli.doctor import Finding
 from penstock.cli.main import build_app
-from penstock.core.models import model
-from penstock.core.statistics import GatewayStatistics, Histogram, ModelStatistics
-from penstock.core.tensors import DATATYPES
+from penstock.cli.models import register as register_models
+from penstock.core.models import ModelSpec, model
+from penstock.core.profiles import CostProfile
+from penstock.core.statistics import GatewayStatistics, Histogram, ModelStatistics, TenantStatistics
+from penstock.core.tensors import DATATYPES, TensorSpec
 from penstock.fleet.admin import admin_app
 from penstock.fleet.metrics import render_metrics
 from penstock.fleet.processes import ProcessUsage
+from penstock.fleet.status import to_status
 from penstock.fleet.view import FleetView, GatewayView, ModelView, ProcessView, ReplicaView
 from penstock.gateway.batcher import STEPS
 from penstock.gateway.routes import Routes
@@ -103,7 +108,12 @@ def full_view() -> FleetView:
     statistics = GatewayStatistics(
         models={
             "m:1": ModelStatistics(
-                failures={"REJECTED": 1}, refusals={"expired": 1}, closes={"full": 1}, steps={"queue": Histogram()}
+                failures={"REJECTED": 1},
+                refusals={"expired": 1},
+                closes={"full": 1},
+                steps={"queue": Histogram()},
+                classes={"interactive": 1},
+                tenants={"": TenantStatistics()},
             )
         },
         responses={200: 1},
@@ -118,7 +128,7 @@ def full_view() -> FleetView:
         is_ready=True,
         is_draining=False,
         gateways=(GatewayView("gateway-0", 1, "127.0.0.1:8000", "ready", True, 0, 0, "", ""),),
-        models=(ModelView("m", "1", "READY", "", True, None, (replica,)),),
+        models=(ModelView("m", "1", "READY", "", True, None, (replica,), {"": CostProfile((1,), (1,))}),),
         processes=(ProcessView("head", "head", ProcessUsage(1, 1)),),
         statistics=statistics,
     )
@@ -226,8 +236,9 @@ def commands() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", sorted(commands()))
 def test_every_option_is_documented(name: str) -> None:
-    """A command's section has exactly its options."""
-    parameters = commands()[name].params
+    """A command's section has exactly its options, those of its parts included."""
+    command = commands()[name]
+    parameters = [p for part in (command, *getattr(command, "commands", {}).values()) for p in part.params]
     expected = {opt for p in parameters for opt in (*p.opts, *p.secondary_opts) if opt.startswith("--")} - {"--help"}
     rows = table_rows("docs/command-line.md", f"## penstock {name}")
     assert {opt for cells in rows for opt in code_spans(cells[0]) if opt.startswith("--")} == expected
@@ -242,3 +253,35 @@ def test_keys_of_doctor_are_documented() -> None:
     """The objects of `penstock doctor --json` have the keys that the page names."""
     (row,) = [r for r in table_rows("docs/command-line.md", "## penstock doctor") if "--json" in r[0]]
     assert code_spans(row[1]) == list(Finding.__dataclass_fields__)
+
+
+def test_keys_of_the_list_of_models_are_documented() -> None:
+    """The objects of `penstock models list --json` have the keys that the page names, in its order."""
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register_models(app, fetch=lambda _: to_status(full_view()))
+    (found,) = json.loads(CliRunner().invoke(app, ["models", "list", "--json"]).stdout)
+    rows = table_rows("docs/command-line.md", "## penstock models")
+    assert [key for row in rows if not row[0].startswith("`--") for key in code_spans(row[0])] == list(found)
+
+
+def leaves(document: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the fields of a status document as the page writes them; objects by name have their name as NAME."""
+    if isinstance(document, list) and document and isinstance(document[0], dict):
+        yield from leaves(document[0], f"{prefix}[].")
+    elif isinstance(document, dict) and document and not prefix.endswith(("_by_reason", "_by_class", "_closes")):
+        for key, value in document.items():
+            name = {"models[].profile": "BUCKET", "models[].tenants": "NAME"}.get(prefix, key)
+            yield from leaves(value, f"{prefix}{'' if prefix.endswith('.') or not prefix else '.'}{name}")
+    else:
+        yield prefix
+
+
+def test_every_field_of_the_status_is_documented() -> None:
+    """The page has exactly the fields of `GET /api/status`."""
+    tensor = TensorSpec("x", "FP32", (-1,))
+    view = full_view()
+    loaded = replace(view.models[0], spec=ModelSpec("m", (tensor,), (tensor,)))
+    rows = table_rows("docs/metrics.md", "## The status document")
+    documented = {field for row in rows for field in code_spans(row[0])}
+    assert documented == set(leaves(to_status(replace(view, models=(loaded,)))))

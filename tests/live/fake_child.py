@@ -19,6 +19,7 @@ import msgspec
 
 from penstock.core.launch import GatewayLaunch, ReplicaLaunch
 from penstock.core.models import Batching, ModelSpec
+from penstock.core.profiles import CostProfile
 from penstock.core.statistics import GatewayStatistics
 from penstock.core.tensors import TensorSpec
 from penstock.wire.control import (
@@ -105,7 +106,9 @@ def run_gateway(launch: GatewayLaunch) -> None:
 
     def report(snapshot: Snapshot) -> Message:
         ready = {f"{m.name}:{m.version}": m.state == "READY" and bool(m.replicas) for m in snapshot.models}
-        return GatewayReport(GatewayStatistics(responses={200: ANSWERED}, connections=1), ready, draining=False)
+        profiles = {key: {"long": CostProfile((1,), (9_000,))} for key in ready}
+        statistics = GatewayStatistics(responses={200: ANSWERED}, connections=1)
+        return GatewayReport(statistics, ready, draining=False, profiles=profiles)
 
     name = f"gateway-{launch.index}"
     serve(launch.control, name, GatewayHello(os.getpid(), launch.index, launch.http), report)
@@ -127,7 +130,7 @@ def run_replica(launch: ReplicaLaunch) -> None:
         outputs=(TensorSpec("y", "FP32", (-1, 1)),),
         batching=Batching(size_max=4),
     )
-    hello = ReplicaHello(os.getpid(), launch.replica, launch.address, spec, 1234)
+    hello = ReplicaHello(os.getpid(), launch.replica, launch.address, spec, 1234, CostProfile((1, 4), (1_000, 2_500)))
     serve(launch.control, launch.replica, hello, None)
 
 

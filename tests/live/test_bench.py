@@ -151,6 +151,17 @@ def test_refusals_are_shed_and_fail_the_slo() -> None:
     assert report["slo_held"] is False
 
 
+def test_refused_requests_are_sent_again() -> None:
+    """With retries each refusal but the last is followed by another attempt; both are in the report."""
+    with serving(status=503) as url:
+        arguments = ("--rate", "100", "--duration", "1", "--retries", "2", "--retry-after-ms", "3")
+        _, report = bench_json(url, *arguments, "--processes", "2", "--header", "penstock-tenant: a")
+    assert report["attempts"] == 3 * report["planned"] > 0
+    assert report["shed"] == report["planned"]
+    assert report["status_counts"] == {"503": report["attempts"]}
+    assert 0 < report["refusal_ms"]["p50"] <= report["refusal_ms"]["p99"]
+
+
 def test_the_table_says_it_in_words() -> None:
     """Without --json a person reads latency, verdict and distribution; without a terminal there is no bar."""
     with serving() as url:
@@ -181,6 +192,9 @@ def test_one_input_on_demand(tmp_path: Path) -> None:
         (("--rate", "1", "--duration", "1", "--arrivals", "trace:none.csv"), "--arrivals: expected a readable CSV"),
         (("--rate", "1", "--duration", "1", "--connections", "0"), "--connections: expected"),
         (("--rate", "1", "--duration", "1", "--input", "none.json"), "--input: expected a readable JSON file"),
+        (("--rate", "1", "--duration", "1", "--retries", "-1"), "--retries: expected an integer from 0 to 100, got -1"),
+        (("--rate", "1", "--duration", "1", "--retry-after-ms", "-1"), "--retry-after-ms: expected a number >= 0"),
+        (("--rate", "1", "--duration", "1", "--header", "tenant"), "--header: expected 'name: value'"),
     ],
 )
 def test_bad_usage_names_the_option(arguments: tuple[str, ...], expected: str) -> None:

@@ -303,6 +303,9 @@ def test_a_restarted_head_adopts_the_children_of_a_killed_one(fleet: Fleet) -> N
     assert after["http"] == before["http"]
     assert sorted(fleet.pids()) == pids
     assert fleet.log().count("adopted") == 4
+    # From the replica's hello to the last head, by its record to this one; and from the gateways' own reports.
+    times_us = {bucket: profile["times_us"] for bucket, profile in fleet.model()["profile"].items()}
+    assert times_us == {"": [1_000, 2_500], "long": [9_000]}
     victim = fleet.replica()["pid"]
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: fleet.replica()["pid"] not in (None, victim) and fleet.status()["ready"], "supervised")

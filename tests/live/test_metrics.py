@@ -1,14 +1,17 @@
 """What the server counts equals what was sent, however many gateways shared it; and each answer tells its time."""
 
+import json
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from penstock.core.profiles import profiled_sizes
 from tests.live.hazardous import RAISE
-from tests.live.serving import Answer, Caller, Server, infer_body, open_server, wait_until
+from tests.live.serving import PENSTOCK, Answer, Caller, Server, infer_body, open_server, wait_until
 
 pytestmark = pytest.mark.live
 
@@ -114,6 +117,16 @@ def test_status_tells_the_same(server: Server) -> None:
     assert statistics["requests"] == REQUESTS + INVALID + FAILED
     assert statistics["failures"] == INVALID + FAILED
     assert statistics["pending"] == 0
+
+
+def test_models_says_what_batches_cost(quickstart: Server) -> None:
+    """`penstock models show` reads the profile that a replica measured: no batch is faster than its device sleeps."""
+    command = [str(PENSTOCK), "models", "show", "emulated", "--json", "--url", quickstart.admin]
+    shown = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    profile = shown["profile"][""]
+    assert profile["rows"] == list(profiled_sizes(64))
+    assert all(t >= 5_000 + 100 * rows for rows, t in zip(profile["rows"], profile["times_us"], strict=True))
+    assert quickstart.metrics().value("penstock_batch_cost_seconds", model="emulated", rows="1") >= 0.0051
 
 
 def timing_of(answer: Answer) -> dict[str, float]:

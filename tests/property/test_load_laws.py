@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.core.arrivals import parse_arrivals, plan_arrivals
 from penstock.core.tensors import DATATYPES, TensorSpec
-from penstock.load.arrivals import parse_arrivals, plan_arrivals
 from penstock.load.driver import FAILURE_REASONS, SHED
 from penstock.load.inputs import RequestPool, Target, build_request_pool
 from penstock.load.reporting import Measurement, build_report, percentile_us
@@ -15,7 +15,9 @@ latencies = st.lists(st.integers(0, 10_000_000), min_size=1, max_size=300)
 
 
 @given(
-    st.sampled_from(["poisson", "constant", "gamma:0.3", "gamma:6", "mmpp", "trace:x"]),
+    st.sampled_from(
+        ["poisson", "constant", "gamma:0.3", "gamma:6", "mmpp", "step:7,0.1,0.5", "diurnal:0.9,1", "trace:x"]
+    ),
     st.floats(0.5, 20_000),
     st.integers(1, 2_000_000),
     st.integers(0, 2**32),

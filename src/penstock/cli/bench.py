@@ -6,15 +6,16 @@ Exit status: 0 the run is valid and the SLO held; 1 it is not or did not; 2 bad 
 
 import json
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,19 +24,25 @@ from rich.text import Text
 
 from penstock.adapters.chance import seeded_stream
 from penstock.adapters.clock import now_us, process_cpu_us
+from penstock.core.arrivals import parse_arrivals
 from penstock.core.errors import ConfigError, PenstockError
 from penstock.load import (
+    RETRIES_MAX,
     Crew,
+    CrewResult,
+    Job,
     Measurement,
+    Phase,
+    Source,
     bucket_latencies,
+    build_pool,
     build_report,
-    build_request_pool,
     check_accepted,
     fetch_inputs,
-    parse_arrivals,
+    parse_header,
     parse_target,
-    read_request_pool,
     read_trace,
+    resolve,
 )
 
 __all__ = ["BenchOptions", "register", "run_bench"]
@@ -45,6 +52,13 @@ _REQUESTS_MAX = 50_000_000
 _PROCESSES_MAX = 64
 _STALL_GRACE_US = 30_000_000  # beyond schedule and timeout, before a generator process counts as hung
 _BAR_WIDTH = 36
+
+_RetryAfterMs = Annotated[
+    float | None, typer.Option(help="Wait so long before each, ms; else as the server says, at most 100 ms.")
+]
+_Headers = Annotated[
+    list[str] | None, typer.Option(help="Header of each request; may be repeated.", metavar="'NAME: VALUE'")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +79,9 @@ class BenchOptions:
     connections: int = 2048
     timeout_ms: float = 10_000.0
     realtime: bool = True
+    retries: int = 0
+    retry_after_ms: float | None = None
+    headers: tuple[str, ...] = ()
 
 
 def check_options(options: BenchOptions) -> None:
@@ -90,6 +107,20 @@ def check_options(options: BenchOptions) -> None:
             "from one per process to 60000",
             "e.g. --connections 2048",
         ),
+        (
+            "--retries",
+            options.retries,
+            0 <= options.retries <= RETRIES_MAX,
+            f"an integer from 0 to {RETRIES_MAX}",
+            "e.g. --retries 3",
+        ),
+        (
+            "--retry-after-ms",
+            options.retry_after_ms or 0.0,
+            (options.retry_after_ms or 0.0) >= 0,
+            "a number >= 0",
+            "milliseconds, or leave it out to do as the server says",
+        ),
     )
     for option, value, is_good, expected, advice in ranges:
         if not is_good or value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 -- NaN
@@ -101,45 +132,47 @@ def check_options(options: BenchOptions) -> None:
     arrivals = parse_arrivals(options.arrivals)
     if arrivals.kind == "trace":
         read_trace(arrivals.path)
+    for header in options.headers:
+        parse_header(header)
 
 
-def plan_job(options: BenchOptions) -> dict[str, Any]:
+def plan_job(options: BenchOptions) -> Job:
     """Return what every generator process needs, after asking the server about the model and trying one request.
 
     Raises:
         ConfigError: The options are wrong, or no server answers, or it does not know the model or refuses the input.
     """
     check_options(options)
-    target = parse_target(options.url, options.model)
-    try:
-        family, _, _, _, address = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)[0]
-    except OSError as fault:
-        raise ConfigError(f"URL: expected a host that resolves, got {target.host!r} ({fault}).") from fault
-    inputs = fetch_inputs(target)
-    if options.input:
-        trial = read_request_pool(target, options.input, is_same=True)
-    else:
-        trial = build_request_pool(target, inputs, seeded_stream(options.seed, "inputs"), is_same=True)
+    target = replace(
+        parse_target(options.url, options.model), headers=tuple(parse_header(text) for text in options.headers)
+    )
+    family, address = resolve(target)
+    warmup_us, duration_us = round(options.warmup * 1e6), max(1, round(options.duration * 1e6))
+    source = Source(
+        target=target,
+        inputs=tuple(fetch_inputs(target)),
+        phases=(Phase(options.rate, warmup_us + duration_us),),
+        arrivals=options.arrivals,
+        input_path=options.input,
+        is_same=options.same_input,
+    )
+    trial = build_pool(replace(source, is_same=True), seeded_stream(options.seed, "inputs"))
     check_accepted(target, trial.body(0))
     connections_start = min(options.connections, max(16, round(options.rate / 40)))  # 25 ms of requests
-    return {
-        "target": asdict(target),
-        "address": list(address[:2]),
-        "family": int(family),
-        "inputs": [asdict(spec) for spec in inputs],
-        "input_path": options.input,
-        "is_same": options.same_input,
-        "arrivals": options.arrivals,
-        "rate": options.rate,
-        "seed": options.seed,
-        "warmup_us": round(options.warmup * 1e6),
-        "duration_us": max(1, round(options.duration * 1e6)),
-        "timeout_us": round(options.timeout_ms * 1e3),
+    return Job(
+        sources=(source,),
+        address=address,
+        family=family,
+        seed=options.seed,
+        timeout_us=round(options.timeout_ms * 1e3),
+        retries=options.retries,
+        backoff_us=-1 if options.retry_after_ms is None else round(options.retry_after_ms * 1e3),
+        connections_start=max(1, connections_start // options.processes),
+        connections_max=options.connections // options.processes,
+        warmup_us=warmup_us,
         # Real-time processes on every core could starve the very server they measure.
-        "is_realtime": options.realtime and options.processes < (os.cpu_count() or 1),
-        "connections_start": max(1, connections_start // options.processes),
-        "connections_max": options.connections // options.processes,
-    }
+        is_realtime=options.realtime and options.processes < (os.cpu_count() or 1),
+    )
 
 
 def run_bench(
@@ -156,31 +189,39 @@ def run_bench(
     """
     job = plan_job(options)
     command = [sys.executable, "-m", "penstock.cli.bench_worker"]
-    run_us = job["warmup_us"] + job["duration_us"] + job["timeout_us"] + _STALL_GRACE_US
+    run_us = job.duration_us + job.timeout_us + _STALL_GRACE_US
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
         cpu_from_us = process_cpu_us()
-        with Crew(command, job, options.processes, Path(folder), now_us) as crew:
+        with Crew(command, {"job": msgspec.to_builtins(job)}, options.processes, Path(folder), now_us) as crew:
             result = crew.wait_result(run_us, on_progress)
         own_cpu_us = process_cpu_us() - cpu_from_us
-    latency_us = result.latency_us[result.measured_from :]
-    report = build_report(
-        Measurement(
-            latency_us=latency_us,
-            lateness_us=result.lateness_us[result.measured_from :],
-            duration_us=job["duration_us"],
-            rate_target=options.rate,
-            slo_us=round(options.slo_ms * 1e3),
-            cpu_us=result.cpu_us + own_cpu_us,
-            distinct_inputs=min(result.distinct_count, len(latency_us)),
-            status_counts=result.status_counts,
-            connections=result.connections,
-            held_count=result.held_count,
-        )
-    )
+    report = build_report(_to_measurement(options, job, result, own_cpu_us))
     asked = {"url": options.url, "model": options.model, "arrivals": options.arrivals, "seed": options.seed}
     asked |= {"processes": options.processes, "duration_s": options.duration, "warmup_s": options.warmup}
+    asked |= {"retries": options.retries}
     report["generator_priority"] = "/".join(result.priorities)
-    return {**asked, **report}, bucket_latencies(latency_us)
+    return {**asked, **report}, bucket_latencies(result.latency_us[result.measured_from :])
+
+
+def _to_measurement(options: BenchOptions, job: Job, result: CrewResult, own_cpu_us: int) -> Measurement:
+    """Return what was recorded of the requests after the warm-up."""
+    measured = slice(result.measured_from, None)
+    latency_us = result.latency_us[measured]
+    refusals = result.refusals[result.refusals[:, 0] >= result.measured_from]
+    return Measurement(
+        latency_us=latency_us,
+        lateness_us=result.lateness_us[measured],
+        duration_us=job.duration_us - job.warmup_us,
+        rate_target=options.rate,
+        slo_us=round(options.slo_ms * 1e3),
+        cpu_us=result.cpu_us + own_cpu_us,
+        distinct_inputs=min(result.distinct_count, len(latency_us)),
+        status_counts=result.status_counts,
+        refusal_us=refusals[:, 2],
+        attempt_count=int(np.sum(result.attempts[measured])) if options.retries else None,
+        connections=result.connections,
+        held_count=result.held_count,
+    )
 
 
 @contextmanager
@@ -237,6 +278,11 @@ def _describe_report(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "seed", f"{report['seed']}, {report['processes']} process(es), {report['connections']:,} connections"
     yield "sent", f"{report['sent']:,} of {report['planned']:,} planned, {report['rate_achieved']:,.1f}/s"
     yield "answers", f"{report['completed']:,} completed, {report['shed']:,} shed, {report['failed']:,} failed"
+    if report["retries"]:
+        again = report["attempts"] - report["sent"]
+        yield "retries", f"up to {report['retries']} of each refused request, {again:,} sent, latency from the first"
+    if report["refusal_ms"]["p99"] is not None:
+        yield "refusal ms", "  ".join(f"{name} {_ms(value)}" for name, value in report["refusal_ms"].items())
     for reason, count in report["failures"].items():
         yield "", f"{count:,} × {reason}"
     yield "latency ms", "  ".join(f"{name} [bold]{_ms(value)}[/]" for name, value in report["latency_ms"].items())
@@ -288,7 +334,8 @@ def register(app: typer.Typer) -> None:
         rate: Annotated[float, typer.Option(help="Mean requests per second.")],
         duration: Annotated[float, typer.Option(help="Measured time, seconds.")],
         arrivals: Annotated[
-            str, typer.Option(help="poisson, constant, gamma:CV, mmpp (a fifth of the time at 3x) or trace:FILE.")
+            str,
+            typer.Option(help="poisson, constant, gamma:CV, mmpp, step:X,FROM_S,TO_S, diurnal:A,PERIOD_S, trace:FILE."),
         ] = "poisson",
         slo_ms: Annotated[float, typer.Option(help="Latency p95 must not exceed, ms.")] = 50.0,
         processes: Annotated[int, typer.Option(help="Generator processes.")] = 1,
@@ -303,6 +350,9 @@ def register(app: typer.Typer) -> None:
         realtime: Annotated[
             bool, typer.Option(help="Real-time priority for the generator where the system permits it.")
         ] = True,
+        retries: Annotated[int, typer.Option(help="How often a refused request (429, 503, 504) is sent again.")] = 0,
+        retry_after_ms: _RetryAfterMs = None,
+        header: _Headers = None,
         is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     ) -> None:
         """Measure a model under an open-loop load, counting latency from each request's intended time.
@@ -329,5 +379,8 @@ def register(app: typer.Typer) -> None:
             connections=connections,
             timeout_ms=timeout_ms,
             realtime=realtime,
+            retries=retries,
+            retry_after_ms=retry_after_ms,
+            headers=tuple(header or ()),
         )
         raise typer.Exit(_finish(options, is_json=is_json))

@@ -1,4 +1,4 @@
-"""One generator process of `penstock bench`: takes its assignment from stdin, drives it, leaves arrays for the parent.
+"""One generator process of `penstock bench` or `drill`: takes its assignment from stdin, leaves arrays for the parent.
 
 Started as `python -m penstock.cli.bench_worker`; not for people. The conversation is drawn in `load/crew.py`.
 """
@@ -7,49 +7,42 @@ import gc
 import json
 import os
 import signal
+import socket
 import sys
 from array import array
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from penstock.adapters.chance import seeded_stream
 from penstock.adapters.clock import now_us, process_cpu_us
-from penstock.core.tensors import TensorSpec
 from penstock.load import (
     Driver,
     DriverConfig,
     EpollNetwork,
+    Job,
+    Recording,
     RequestPool,
-    Target,
-    build_request_pool,
-    parse_arrivals,
-    plan_arrivals,
-    read_request_pool,
-    read_trace,
+    Schedule,
+    build_pools,
+    plan_schedule,
 )
 
-__all__ = ["main", "make_pool", "make_schedule"]
+__all__ = ["main", "share_requests"]
 
 _CONNECT_TIMEOUT_US = 5_000_000
 
 
-def make_schedule(job: dict[str, Any]) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Return the intended times of the whole run, all processes, warm-up included, µs from the start."""
-    arrivals = parse_arrivals(job["arrivals"])
-    trace = read_trace(arrivals.path) if arrivals.kind == "trace" else None
-    rng = seeded_stream(job["seed"], "arrivals")
-    duration_us = job["warmup_us"] + job["duration_us"]
-    return plan_arrivals(arrivals, rng, rate=job["rate"], duration_us=duration_us, trace_us=trace)
-
-
-def make_pool(job: dict[str, Any]) -> RequestPool:
-    """Return the requests of the whole run, the same in every process."""
-    target = Target(**job["target"])
-    if job["input_path"]:
-        return read_request_pool(target, job["input_path"], is_same=job["is_same"])
-    inputs = [TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in job["inputs"]]
-    return build_request_pool(target, inputs, seeded_stream(job["seed"], "inputs"), is_same=job["is_same"])
+def share_requests(pools: list[RequestPool], schedule: Schedule, index: int, count: int) -> Callable[[int], bytes]:
+    """Return the function that makes request i of the `index`-th of `count` processes' shares of a schedule."""
+    if len(pools) == 1:
+        pool = pools[0]
+        return lambda i: pool.request(i * count + index)
+    source = schedule.source[index::count].tobytes()
+    ordinal = array("q", schedule.ordinal[index::count].tobytes())
+    return lambda i: pools[source[i]].request(ordinal[i])
 
 
 def _tell(kind: str, **values: Any) -> None:
@@ -72,30 +65,49 @@ def take_priority(*, is_wanted: bool) -> str:
     return "realtime"
 
 
+def _save(recording: Recording, results: str) -> None:
+    for kind, values in (
+        ("latency", recording.latency_us),
+        ("lateness", recording.lateness_us),
+        ("attempts", recording.attempts),
+        ("delay", recording.delay_us),
+    ):
+        np.save(f"{results}.{kind}.npy", np.asarray(values))
+    np.save(f"{results}.refusals.npy", np.asarray(recording.refusals).reshape(-1, 4))
+
+
 def main() -> None:
     """Run one process's share: read a job, get ready, wait for the starting time, run, write the results."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it kills its crew
-    job = json.loads(sys.stdin.readline())
-    index, count = job["process_index"], job["process_count"]
-    pool = make_pool(job)
-    times = make_schedule(job)[index::count]
-    measured_from = int(np.searchsorted(times, job["warmup_us"]))
-    schedule = array("q", times.tobytes())
+    assignment = json.loads(sys.stdin.readline())
+    index, count = assignment["process_index"], assignment["process_count"]
+    job = msgspec.convert(assignment["job"], Job)
+
+    def stream(name: str) -> np.random.Generator:
+        return seeded_stream(job.seed, name)
+
+    pools = build_pools(job, stream)
+    schedule = plan_schedule(job, stream)
+    times = schedule.times_us[index::count]
+    measured_from = int(np.searchsorted(times, job.warmup_us))
     config = DriverConfig(
-        connections_start=job["connections_start"],
-        connections_max=job["connections_max"],
-        timeout_us=job["timeout_us"],
+        connections_start=job.connections_start,
+        connections_max=job.connections_max,
+        timeout_us=job.timeout_us,
         measured_from=measured_from,
+        retries=job.retries,
+        backoff_us=job.backoff_us,
     )
     driver = Driver(
         config,
-        schedule,
-        lambda i: pool.request(i * count + index),
-        EpollNetwork((job["address"][0], job["address"][1]), job["family"]),
+        array("q", times.tobytes()),
+        share_requests(pools, schedule, index, count),
+        EpollNetwork(job.address, socket.AddressFamily(job.family)),
         now_us=now_us,
         cpu_us=process_cpu_us,
         on_progress=lambda begun, ended: _tell("progress", begun=begun, ended=ended),
     )
+    del schedule
     driver.wait_connected(_CONNECT_TIMEOUT_US)
     _tell("ready")
     order = sys.stdin.readline()
@@ -104,16 +116,15 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    priority = take_priority(is_wanted=job["is_realtime"])
+    priority = take_priority(is_wanted=job.is_realtime)
     recording = driver.run(json.loads(order)["start_at_us"])
-    np.save(f"{job['results']}.latency.npy", np.frombuffer(recording.latency_us, dtype=np.int64))
-    np.save(f"{job['results']}.lateness.npy", np.frombuffer(recording.lateness_us, dtype=np.int64))
+    _save(recording, assignment["results"])
     _tell(
         "done",
         cpu_us=recording.cpu_us,
         connections=recording.connections_opened,
         held=recording.held_count,
-        distinct=pool.distinct_count,
+        distinct=sum(pool.distinct_count for pool in pools),
         measured_from=measured_from,
         priority=priority,
         status_counts=recording.status_counts,

@@ -230,8 +230,7 @@ def _to_spec(file: Path, name: str, version: str | None, published: ModelFile, p
                 problems.add(file, f"{kind}[{index}]", str(error))
     if any(len(declared) != len(getattr(published, kind)) for kind, declared in tensors.items()):
         return None
-    batching = published.batching
-    declare: dict[str, Any] = {"size_max": batching.size_max, "wait_ms_max": batching.wait_ms_max}
+    declare = published.batching.model_dump(exclude_none=True)
     try:
         decorated = model(
             inputs=tensors["inputs"],
@@ -242,7 +241,8 @@ def _to_spec(file: Path, name: str, version: str | None, published: ModelFile, p
             dimensions=published.dimensions,
             description=published.description,
             platform="onnx_onnxruntime",
-            **{k: v for k, v in declare.items() if v is not None},
+            slo_ms=published.slo_ms,
+            **declare,
         )(type(name, (), {}))
     except ValueError as error:
         problems.add(file, "", str(error))

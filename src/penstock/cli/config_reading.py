@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from penstock.cli.config_sections import NAME_PATTERN
 from penstock.core.errors import ConfigError
+from penstock.core.models import TENANT_PATTERN
 
 __all__ = ["Problems", "read_file"]
 
@@ -86,6 +87,7 @@ _EXPECTED = {
 }
 _PATTERNS = {
     NAME_PATTERN: "a name of letters, digits, '.', '_' and '-'",
+    TENANT_PATTERN: "a name of 1 to 64 letters, digits, '.', '_' and '-'",
     r"^[0-9]+$": 'a string of digits, e.g. "1"',
 }
 

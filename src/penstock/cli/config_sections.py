@@ -7,15 +7,17 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from penstock.core.launch import HttpLimits
-from penstock.core.models import SpecOverrides
+from penstock.core.models import TENANT_PATTERN, TIMEOUT_MS_MAX, SpecOverrides
 
 __all__ = ["Address", "ConfigFile", "ModelFile", "ModelSection", "parse_address", "to_us"]
 
 # What may stand in a URL path, a metric label and `name:version` without escaping.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+# A tenant's share relative to the others'. A thousand to one, either way, is as good as always first or always last.
+WEIGHT_MIN, WEIGHT_MAX = 0.001, 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +72,19 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-_Ms = Annotated[float, Field(gt=0, le=86_400_000)]
+_Ms = Annotated[float, Field(gt=0, le=TIMEOUT_MS_MAX)]
 _Count = Annotated[int, Field(ge=1)]
+_Tenant = Annotated[str, Field(pattern=TENANT_PATTERN)]
+_Weight = Annotated[float, Field(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
 
 
 def to_us(ms: float) -> int:
-    """Return milliseconds as microseconds, the unit below the edge."""
-    return round(ms * 1_000)
+    """Return milliseconds as microseconds, the unit below the edge. What is not zero does not become zero."""
+    return max(round(ms * 1_000), int(ms > 0))
+
+
+def _to_us_or_none(ms: float | None) -> int | None:
+    return None if ms is None else to_us(ms)
 
 
 class LimitsSection(_Section):
@@ -135,11 +143,25 @@ class ServerSection(_Section):
 class BatchingSection(_Section):
     """How requests for one model are put together. A key left out keeps what the model was published with."""
 
-    policy: Literal["size_or_timeout"] = Field(default="size_or_timeout", description="When a batch is closed.")
+    policy: Literal["deadline", "size_or_timeout", "adaptive"] | None = Field(
+        default=None, description="When a batch is closed."
+    )
+    mode: Literal["latency", "throughput", "fair"] | None = Field(default=None, description="What is favoured.")
     size_max: int | None = Field(default=None, ge=1, le=65_536, description="Most rows in one batch.")
     wait_ms_max: float | None = Field(
-        default=None, ge=0, le=60_000, description="Longest wait for company while every replica is busy, ms."
+        default=None, ge=0, le=60_000, description="Policy size_or_timeout only: longest wait for company, ms."
     )
+    eager: bool | None = Field(
+        default=None, description="Policy size_or_timeout only: an idle replica takes what waits at once."
+    )
+
+    @field_validator("wait_ms_max", "eager")
+    @classmethod
+    def _check_policy(cls, value: float | None, info: ValidationInfo) -> float | None:
+        policy = info.data.get("policy")
+        if value is not None and policy not in (None, "size_or_timeout"):
+            raise ValueError(f'expected only with policy = "size_or_timeout", not with "{policy}"')
+        return value
 
 
 class QueueSection(_Section):
@@ -174,23 +196,42 @@ class ModelSection(_Section):
         default=None, pattern=r"^[0-9]+$", description="Overrides the version of an ONNX model."
     )
     timeout_ms: _Ms | None = Field(default=None, description="Deadline of a request that names none, ms.")
+    slo_ms: _Ms | None = Field(
+        default=None, description="Latency to be met, ms: deadline of an interactive request that names none."
+    )
     execution_timeout_ms: _Ms | None = Field(
         default=None, description="A batch that runs longer replaces its replica, ms."
     )
     batching: BatchingSection = Field(default_factory=BatchingSection)
+    weights: dict[_Tenant, _Weight] = Field(
+        default_factory=dict, description="Share of device time by tenant; a tenant left out has 1."
+    )
     queue: QueueSection = Field(default_factory=QueueSection)
     replicas: ReplicasSection = Field(default_factory=ReplicasSection)
     onnx: OnnxSection = Field(default_factory=OnnxSection)
 
+    @field_validator("slo_ms")
+    @classmethod
+    def _check_slo(cls, slo_ms: float | None, info: ValidationInfo) -> float | None:
+        timeout_ms = info.data.get("timeout_ms")
+        if slo_ms is not None and timeout_ms is not None and slo_ms > timeout_ms:
+            raise ValueError(f"expected at most timeout_ms, which is {timeout_ms:.12g}")
+        return slo_ms
+
     def to_overrides(self) -> SpecOverrides:
         """Return what this section changes in the published spec."""
         return SpecOverrides(
+            policy=self.batching.policy,
+            mode=self.batching.mode,
             size_max=self.batching.size_max,
-            wait_us_max=None if self.batching.wait_ms_max is None else to_us(self.batching.wait_ms_max),
+            wait_us_max=_to_us_or_none(self.batching.wait_ms_max),
+            eager=self.batching.eager,
             requests_max=self.queue.requests_max,
             bytes_max=self.queue.bytes_max,
-            timeout_us=None if self.timeout_ms is None else to_us(self.timeout_ms),
-            execution_timeout_us=None if self.execution_timeout_ms is None else to_us(self.execution_timeout_ms),
+            slo_us=_to_us_or_none(self.slo_ms),
+            timeout_us=_to_us_or_none(self.timeout_ms),
+            execution_timeout_us=_to_us_or_none(self.execution_timeout_ms),
+            weights=tuple(sorted(self.weights.items())) or None,
         )
 
 
@@ -222,6 +263,7 @@ class ModelFile(_Section):
     description: str = ""
     task: Literal["", "embedding"] = ""
     dimensions: list[_Count] = Field(default_factory=list)
+    slo_ms: _Ms | None = None
     batching: BatchingSection = Field(default_factory=BatchingSection)
     onnx: OnnxSection = Field(default_factory=OnnxSection)
     inputs: list[TensorSection] = Field(min_length=1)

@@ -18,7 +18,14 @@ __all__ = ["build_app", "main"]
 
 # Each module has `register(app)`. They are imported by name and late because a generator imports numpy and a head
 # uvicorn and pydantic: a tenth of a second each, on every start and every --help of the others.
-_COMMANDS = {"serve": "penstock.cli.serve", "bench": "penstock.cli.bench", "doctor": "penstock.cli.doctor"}
+_COMMANDS = {
+    "serve": "penstock.cli.serve",
+    "models": "penstock.cli.models",
+    "bench": "penstock.cli.bench",
+    "drill": "penstock.cli.drill",
+    "simulate": "penstock.cli.simulate",
+    "doctor": "penstock.cli.doctor",
+}
 
 
 def build_app(command: str | None = None) -> typer.Typer:

@@ -9,6 +9,7 @@ import uvloop
 
 from penstock import __version__
 from penstock.adapters.clock import now_us, wall_us
+from penstock.adapters.dice import uniform_stream
 from penstock.core.launch import GatewayLaunch
 from penstock.gateway.server import Gateway
 
@@ -16,7 +17,15 @@ __all__ = ["main"]
 
 
 async def _run(launch: GatewayLaunch) -> None:
-    await Gateway(launch, now_us=now_us, wall_us=wall_us, version=__version__, pid=os.getpid()).run()
+    gateway = Gateway(
+        launch,
+        now_us=now_us,
+        wall_us=wall_us,
+        version=__version__,
+        pid=os.getpid(),
+        chance=uniform_stream(launch.index, "scheduling"),
+    )
+    await gateway.run()
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Entry of a replica process: `python -m penstock.cli.run_replica JSON`, where JSON is a `ReplicaLaunch`.
 
-Loads the model, warms it up, listens, says Hello, serves until drained. Exit status: 0 drained, 1 could not load (the
-head has been told why), 2 bad usage. Imports little, because a replica's start is somebody's waiting time.
+Loads the model, warms it up, measures what its batches cost, listens, says Hello, serves until drained. Exit status:
+0 drained, 1 could not load (the head has been told why), 2 bad usage. Imports little, because a replica's start is
+somebody's waiting time.
 """
 
 import gc
@@ -19,10 +20,12 @@ import msgspec  # noqa: E402
 from penstock.adapters.clock import now_us  # noqa: E402
 from penstock.core.errors import ConfigError  # noqa: E402
 from penstock.core.launch import ReplicaLaunch  # noqa: E402
+from penstock.core.profiles import CostProfile  # noqa: E402
 from penstock.replica.canary import warm_up  # noqa: E402
 from penstock.replica.control import ControlLink, report_once  # noqa: E402
 from penstock.replica.executor import Executor  # noqa: E402
 from penstock.replica.loop import ReplicaLoop  # noqa: E402
+from penstock.replica.profiling import measure_profile  # noqa: E402
 from penstock.replica.runtimes import Runtime, load_runtime  # noqa: E402
 from penstock.wire.control import Drained, LoadFailed, ReplicaHello  # noqa: E402
 
@@ -51,7 +54,10 @@ def main(arguments: list[str]) -> int:
         runtime = load_runtime(launch.source)
         executor = Executor(runtime, now_us=now_us, log=log)
         warm_up(executor, runtime.spec, now_us=now_us)
-        loop = ReplicaLoop(executor, now_us=now_us, log=log)
+        profile = measure_profile(executor, runtime.spec, now_us=now_us)
+        if profile is not None:
+            executor.use_profile(profile)
+        loop = ReplicaLoop(executor, now_us=now_us, log=log, profile=profile)
         address = loop.listen(launch.address)
     except ConfigError as error:
         reason = error.message
@@ -62,18 +68,25 @@ def main(arguments: list[str]) -> int:
         # What is loaded stays: no collection need look at it again.
         gc.collect()
         gc.freeze()
-        _serve(launch, loop, runtime, address, now_us() - begin_us)
+        _serve(launch, loop, runtime, profile, address, now_us() - begin_us)
         return 0
     log(f"cannot load: {reason}")
     report_once(launch.control, LoadFailed(os.getpid(), launch.replica, reason.encode(errors="replace").decode()))
     return 1
 
 
-def _serve(launch: ReplicaLaunch, loop: ReplicaLoop, runtime: Runtime, address: str, load_us: int) -> None:
+def _serve(
+    launch: ReplicaLaunch,
+    loop: ReplicaLoop,
+    runtime: Runtime,
+    profile: CostProfile | None,
+    address: str,
+    load_us: int,
+) -> None:
     loop.drain_on_sigterm(DRAIN_US)
     control = ControlLink(
         launch.control,
-        ReplicaHello(os.getpid(), launch.replica, address, runtime.spec, load_us),
+        ReplicaHello(os.getpid(), launch.replica, address, runtime.spec, load_us, profile),
         selector=loop.selector,
         on_drain=loop.start_drain,
         drain_us=DRAIN_US,

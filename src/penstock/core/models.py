@@ -5,11 +5,16 @@ Not here: loading or running it (`replica/`), the operator's TOML (`cli/config.p
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, TypeVar
 
 from penstock.core.tensors import TensorSpec
 
 __all__ = [
+    "MODES",
+    "POLICIES",
+    "TENANT_PATTERN",
+    "TIMEOUT_MS_MAX",
     "Batching",
     "ModelDeclaration",
     "ModelSource",
@@ -20,6 +25,15 @@ __all__ = [
     "model",
 ]
 
+# How a batch is closed (`policy/batching.py`), and what is favoured where not all can be had.
+POLICIES = ("deadline", "size_or_timeout", "adaptive")
+MODES = ("latency", "throughput", "fair")
+
+# A tenant's name goes into headers, TOML keys and metric labels without escaping; 64 hold a UUID and a prefix.
+TENANT_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+# A day: the longest that any timeout may be, whoever states it.
+TIMEOUT_MS_MAX = 86_400_000
+
 _ATTRIBUTE = "__penstock_model__"
 _C = TypeVar("_C", bound=type)
 
@@ -29,15 +43,18 @@ class Batching:
     """How requests for one model are put together.
 
     Args:
-        policy: `size_or_timeout`.
+        policy: One of `POLICIES`.
+        mode: One of `MODES`: what is favoured.
         size_max: Rows in one batch, >= 1.
-        wait_us_max: How long a request may wait for company while every replica is busy, µs. A replica that is
-            idle never waits.
+        wait_us_max: `size_or_timeout` only: how long a request may wait for company, µs.
+        eager: `size_or_timeout` only: a replica that is idle takes what waits at once; else it waits, too.
     """
 
-    policy: str = "size_or_timeout"
+    policy: str = "deadline"
+    mode: str = "latency"
     size_max: int = 32
     wait_us_max: int = 2_000
+    eager: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +79,11 @@ class ModelSpec:
         inputs, outputs: Declared tensors, in order.
         batching: Batch formation.
         queue: Bounds of the waiting room.
-        timeout_us: Deadline of a request that names none, µs from arrival.
+        slo_us: Latency to be met, µs from arrival: the deadline of an interactive request that names none. 0 means
+            none is stated, and `timeout_us` takes its place.
+        timeout_us: Deadline of every other request that names none, µs from arrival.
         execution_timeout_us: A batch that runs longer than this means the replica hangs; it is replaced.
+        weights: Share of device time by tenant, > 0, while several wait; a tenant that is not here has 1.
         task: `embedding` if the model answers `/v1/embeddings`; else ''.
         dimensions: Embedding lengths the model can honestly give, the default first.
     """
@@ -76,8 +96,10 @@ class ModelSpec:
     description: str = ""
     batching: Batching = field(default_factory=Batching)
     queue: QueueBounds = field(default_factory=QueueBounds)
+    slo_us: int = 0
     timeout_us: int = 30_000_000
     execution_timeout_us: int = 30_000_000
+    weights: tuple[tuple[str, float], ...] = ()
     task: str = ""
     dimensions: tuple[int, ...] = ()
 
@@ -91,33 +113,29 @@ class ModelSpec:
 class SpecOverrides:
     """What the operator's configuration changes in a published ModelSpec; None leaves it as published."""
 
+    policy: str | None = None
+    mode: str | None = None
     size_max: int | None = None
     wait_us_max: int | None = None
+    eager: bool | None = None
     requests_max: int | None = None
     bytes_max: int | None = None
+    slo_us: int | None = None
     timeout_us: int | None = None
     execution_timeout_us: int | None = None
+    weights: tuple[tuple[str, float], ...] | None = None
 
     def apply(self, spec: ModelSpec) -> ModelSpec:
         """Return `spec` with these changes."""
 
-        def chosen(override: int | None, published: int) -> int:
-            return published if override is None else override
+        def changes(*names: str) -> dict[str, Any]:
+            return {name: value for name in names if (value := getattr(self, name)) is not None}
 
         return replace(
             spec,
-            batching=replace(
-                spec.batching,
-                size_max=chosen(self.size_max, spec.batching.size_max),
-                wait_us_max=chosen(self.wait_us_max, spec.batching.wait_us_max),
-            ),
-            queue=replace(
-                spec.queue,
-                requests_max=chosen(self.requests_max, spec.queue.requests_max),
-                bytes_max=chosen(self.bytes_max, spec.queue.bytes_max),
-            ),
-            timeout_us=chosen(self.timeout_us, spec.timeout_us),
-            execution_timeout_us=chosen(self.execution_timeout_us, spec.execution_timeout_us),
+            batching=replace(spec.batching, **changes("policy", "mode", "size_max", "wait_us_max", "eager")),
+            queue=replace(spec.queue, **changes("requests_max", "bytes_max")),
+            **changes("slo_us", "timeout_us", "execution_timeout_us", "weights"),
         )
 
 
@@ -160,8 +178,12 @@ def model(
     outputs: Sequence[TensorSpec],
     name: str | None = None,
     version: str = "1",
+    slo_ms: float | None = None,
+    policy: str | None = None,
+    mode: str | None = None,
     size_max: int = 32,
-    wait_ms_max: float = 2.0,
+    wait_ms_max: float | None = None,
+    eager: bool | None = None,
     task: str = "",
     dimensions: Sequence[int] = (),
     description: str = "",
@@ -180,8 +202,12 @@ def model(
         outputs: Declared outputs. What the model returns is checked against them.
         name: Model name; the class name in lower case by default.
         version: Digits.
+        slo_ms: Latency to be met, ms from arrival: the deadline of an interactive request that names none.
+        policy: When a batch is closed, one of `POLICIES`; `deadline` by default.
+        mode: What is favoured, one of `MODES`; `latency` by default.
         size_max: Most rows in one call, >= 1.
-        wait_ms_max: Longest wait for company while all replicas are busy, ms.
+        wait_ms_max: `size_or_timeout` only: longest wait for company, ms; 2 by default.
+        eager: `size_or_timeout` only: a replica that is idle takes what waits at once; true by default.
         task: `embedding` to answer `/v1/embeddings`: needs an input `text` (BYTES [-1,1]), an output `embedding`
             (FP32 [-1,n]), and may have an input `token_ids` (INT32 [-1,-1], -1 padded) and an output `token_count`
             (INT64 [-1,1]).
@@ -195,10 +221,9 @@ def model(
     """
     if not (version.isascii() and version.isdigit()):
         raise ValueError(f"version: expected digits, got {version!r}")
-    if size_max < 1:
-        raise ValueError(f"size_max: expected >= 1, got {size_max}")
-    if wait_ms_max < 0:
-        raise ValueError(f"wait_ms_max: expected >= 0, got {wait_ms_max}")
+    if slo_ms is not None and not 0 < slo_ms <= TIMEOUT_MS_MAX:
+        raise ValueError(f"slo_ms: expected more than 0 and at most {TIMEOUT_MS_MAX}, got {slo_ms}")
+    batching = _declare_batching(policy, mode, size_max, wait_ms_max, eager=eager)
     if task not in ("", "embedding"):
         raise ValueError(f"task: expected 'embedding' or '', got {task!r}")
     for kind, tensors in (("inputs", inputs), ("outputs", outputs)):
@@ -217,7 +242,8 @@ def model(
             description=description,
             inputs=tuple(inputs),
             outputs=tuple(outputs),
-            batching=Batching(size_max=size_max, wait_us_max=round(wait_ms_max * 1_000)),
+            batching=batching,
+            slo_us=0 if slo_ms is None else max(round(slo_ms * 1_000), 1),
             task=task,
             dimensions=tuple(dimensions),
         )
@@ -225,6 +251,29 @@ def model(
         return cls
 
     return declare
+
+
+def _declare_batching(
+    policy: str | None, mode: str | None, size_max: int, wait_ms_max: float | None, *, eager: bool | None
+) -> Batching:
+    for field_name, value, known in (("policy", policy, POLICIES), ("mode", mode, MODES)):
+        if value is not None and value not in known:
+            raise ValueError(f"{field_name}: expected one of {', '.join(known)}, got {value!r}")
+    if size_max < 1:
+        raise ValueError(f"size_max: expected >= 1, got {size_max}")
+    if wait_ms_max is not None and not 0 <= wait_ms_max < inf:
+        raise ValueError(f"wait_ms_max: expected >= 0, got {wait_ms_max}")
+    for field_name, setting in (("wait_ms_max", wait_ms_max), ("eager", eager)):
+        if setting is not None and policy not in (None, "size_or_timeout"):
+            raise ValueError(f"{field_name}: expected only with policy 'size_or_timeout', got it with {policy!r}")
+    default = Batching()
+    return Batching(
+        policy=policy or default.policy,
+        mode=mode or default.mode,
+        size_max=size_max,
+        wait_us_max=default.wait_us_max if wait_ms_max is None else round(wait_ms_max * 1_000),
+        eager=default.eager if eager is None else eager,
+    )
 
 
 def declaration_of(candidate: Any) -> ModelDeclaration | None:

@@ -5,11 +5,21 @@ has one bucket per power of two: cheap enough for the hot path (one `bit_length`
 Not here: Prometheus text (`fleet/metrics.py`), OIP statistics JSON (`wire/oip.py`).
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-__all__ = ["BUCKET_COUNT", "BatchStatistics", "GatewayStatistics", "Histogram", "ModelStatistics", "merge_statistics"]
+__all__ = [
+    "BUCKET_COUNT",
+    "BatchStatistics",
+    "GatewayStatistics",
+    "Histogram",
+    "ModelStatistics",
+    "TenantStatistics",
+    "jain_index",
+    "merge_statistics",
+]
 
 # The last bucket begins at 2^27 µs = 134 s, far past any deadline we would keep.
 BUCKET_COUNT = 29
@@ -60,6 +70,22 @@ class BatchStatistics(msgspec.Struct, array_like=True):
     output_us: int = 0
 
 
+class TenantStatistics(msgspec.Struct, array_like=True):
+    """What one tenant asked of one model version, and what it got.
+
+    Attributes:
+        requests: Requests that ended, however they ended.
+        success: Those answered 2xx.
+        refused: Those refused before execution.
+        device_us: Its share of the device time of executed batches, µs.
+    """
+
+    requests: int = 0
+    success: int = 0
+    refused: int = 0
+    device_us: int = 0
+
+
 class ModelStatistics(msgspec.Struct):
     """Counts of one model version in one gateway. Durations are sums in µs over requests unless a name says batch.
 
@@ -73,6 +99,14 @@ class ModelStatistics(msgspec.Struct):
         closes: Batches by the reason they were closed: full, timeout, idle, alone.
         retries: Requests executed again because their replica died.
         pending: Requests waiting now (a gauge).
+        in_time: Requests answered 2xx no later than their deadline: goodput, counted.
+        device_us: Device time of all executed batches, µs.
+        wasted_us: The part of it spent on requests whose answer was of no use: late, abandoned or failed, µs.
+        fill: Rows of each batch in percent of `size_max`, 0 to 100.
+        classes: Requests that ended, by class: interactive, batch.
+        tenants: Requests and device time by tenant.
+        limit: Requests that may be in the system at once (a gauge); 0 while no such limit is in force.
+        ejections: Times a replica was taken out because it was slow.
     """
 
     success: int = 0
@@ -94,6 +128,23 @@ class ModelStatistics(msgspec.Struct):
     batch_rows: Histogram = msgspec.field(default_factory=Histogram)  # rows per batch
     # µs per request: decode, queue, dispatch, execute, reply
     steps: dict[str, Histogram] = msgspec.field(default_factory=dict)
+    in_time: int = 0
+    device_us: int = 0
+    wasted_us: int = 0
+    fill: Histogram = msgspec.field(default_factory=Histogram)
+    classes: dict[str, int] = msgspec.field(default_factory=dict)
+    tenants: dict[str, TenantStatistics] = msgspec.field(default_factory=dict)
+    limit: int = 0
+    ejections: int = 0
+
+    def heaviest_tenants(self, count_max: int) -> list[tuple[str, TenantStatistics]]:
+        """Return the tenants with the most device time, at most `count_max`, the heaviest first."""
+        by_weight = sorted(self.tenants.items(), key=lambda item: (-item[1].device_us, -item[1].requests, item[0]))
+        return by_weight[:count_max]
+
+    def fairness(self, weights: Mapping[str, float]) -> float:
+        """Return Jain's index over the tenants' device time, each by its weight (1 if it is not in `weights`)."""
+        return jain_index(t.device_us / weights.get(name, 1.0) for name, t in self.tenants.items())
 
 
 class GatewayStatistics(msgspec.Struct):
@@ -118,7 +169,7 @@ class GatewayStatistics(msgspec.Struct):
     parse: Histogram = msgspec.field(default_factory=Histogram)
 
 
-_GAUGES = frozenset({"pending", "connections"})
+_GAUGES = frozenset({"pending", "limit", "connections"})
 _MAXIMA = frozenset({"last_inference_ms"})
 
 
@@ -153,3 +204,22 @@ def merge_statistics(alive: list[GatewayStatistics], dead: list[GatewayStatistic
     for statistics in dead:
         _merge(total, statistics, gauges=False)
     return total
+
+
+def jain_index(shares: Iterable[float]) -> float:
+    """Return how evenly something is shared out: from 1/n, where one of n has it all, to 1, where all have the same.
+
+    Divide each share by its owner's weight first where weights differ. Fewer than two owners, or nothing shared out,
+    is fair: 1.
+
+    Args:
+        shares: What each got, >= 0, in any unit.
+
+    Source: R. Jain, D. Chiu, W. Hawe, "A Quantitative Measure of Fairness and Discrimination for Resource Allocation
+    in Shared Computer Systems", DEC TR-301, 1984.
+    """
+    listed = list(shares)
+    squares = sum(share * share for share in listed)
+    if len(listed) < 2 or not squares:
+        return 1.0
+    return min(float(sum(listed)) ** 2 / (len(listed) * squares), 1.0)

@@ -56,6 +56,7 @@ def describe_model(source: ModelSource, replicas: Iterable[Child]) -> ModelEntry
         reason=reason,
         spec=spec,
         replicas=tuple(c.address for c in ready),
+        profile=next((c.profile for c in children if c.profile is not None), None),
     )
 
 

@@ -16,6 +16,7 @@ from penstock.core.launch import GatewayLaunch, HttpLimits, ReplicaLaunch
 from penstock.core.models import ModelSource
 from penstock.fleet.catalogue import describe_model, fingerprint, name_replica
 from penstock.fleet.control import Channel, ControlServer
+from penstock.fleet.costs import Costs
 from penstock.fleet.ledger import Ledger
 from penstock.fleet.processes import Process, adopt_process, read_boot_id, read_usage
 from penstock.fleet.readiness import SILENCE_US_MAX, Readiness
@@ -140,6 +141,7 @@ class Head:
         self._channels: dict[str, Channel] = {}
         self._accounts: dict[Channel, tuple[int, int]] = {}
         self._readiness = Readiness()
+        self._costs = Costs()
         self._shown: dict[str, ChildState] = {}
         self._ledger = Ledger()
         # The clock goes on when heads come and go, so a successor's snapshots are newer than its predecessor's.
@@ -272,7 +274,8 @@ class Head:
         if process is None:
             return False
         child.launch = replace(launch, address=record.address) if isinstance(launch, ReplicaLaunch) else launch
-        child.spec, child.load_us, child.restarts = record.spec, record.load_us, record.restarts
+        child.spec, child.load_us, child.profile = record.spec, record.load_us, record.profile
+        child.restarts = record.restarts
         self._shown[child.name] = ChildState.READY if record.is_ready else ChildState.LOADING
         self._supervisor.adopt(child, process, is_ready=record.is_ready)
         self._emit("adopted", child, f"pid {process.pid}")
@@ -321,6 +324,7 @@ class Head:
     def _child_ended(self, child: Child, process: Process) -> None:
         if child.role is Role.GATEWAY and self._children.get(child.name) is child:
             self._readiness.forget(child.name)
+            self._costs.forget(child.name)
             self._close_account_if_over((process.pid, process.start_ticks))
         if child.address.startswith("unix:"):
             Path(child.address.removeprefix("unix:")).unlink(missing_ok=True)
@@ -393,7 +397,7 @@ class Head:
         channel.name = name
         self._channels[name] = channel
         if isinstance(hello, ReplicaHello):
-            child.spec, child.load_us = hello.spec, hello.load_us
+            child.spec, child.load_us, child.profile = hello.spec, hello.load_us, hello.profile
         else:
             self._accounts[channel] = (child.process.pid, child.process.start_ticks)
             channel.send(self._make_snapshot())
@@ -408,6 +412,7 @@ class Head:
         child = self._children[channel.name]
         if child.process is not None and (child.process.pid, child.process.start_ticks) == account:
             self._readiness.note(channel.name, report, now_us=self._now_us())
+            self._costs.note(channel.name, report.profiles)
             self._check_ready()
 
     def _load_failed(self, failure: LoadFailed) -> None:
@@ -496,9 +501,13 @@ class Head:
         )
 
     def _view_model(self, entry: ModelEntry) -> ModelView:
-        keys = [f"{entry.name}:{entry.version}"]
-        is_ready = all(self._is_gateway_ready(g, keys) for g in self._gateways)
-        return view_model(entry, self._replicas[entry.name], is_ready=is_ready)
+        key = f"{entry.name}:{entry.version}"
+        return view_model(
+            entry,
+            self._replicas[entry.name],
+            is_ready=all(self._is_gateway_ready(g, [key]) for g in self._gateways),
+            profiles=self._costs.profiles(key, entry.profile),
+        )
 
 
 def _to_record(child: Child) -> ChildRecord:
@@ -515,6 +524,7 @@ def _to_record(child: Child) -> ChildRecord:
         load_us=child.load_us,
         restarts=child.restarts,
         is_ready=child.state is ChildState.READY,
+        profile=child.profile,
     )
 
 

@@ -9,8 +9,8 @@ import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from penstock.core.statistics import Histogram, ModelStatistics
-from penstock.fleet.view import FleetView, ModelView
+from penstock.core.statistics import Histogram, ModelStatistics, TenantStatistics
+from penstock.fleet.view import TENANTS_MAX, FleetView, ModelView
 
 __all__ = ["CONTENT_TYPE", "render_metrics"]
 
@@ -21,6 +21,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _DURATION_EXPONENTS = range(3, 27)
 # Bucket k of a Histogram of row counts holds values up to 2^k - 1: 1 to 4095 rows.
 _ROWS_EXPONENTS = range(1, 13)
+# Bucket k of a Histogram of percentages holds values up to 2^k - 1; the one that reaches past 100 holds the rest.
+_PERCENT_EDGES = (*((k, ((1 << k) - 1) / 100) for k in range(1, 7)), (7, 1.0))
 
 _TRITON_COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], int]], ...] = (
     ("nv_inference_request_success", "Successful inference requests.", lambda s: s.success),
@@ -31,6 +33,18 @@ _TRITON_COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], int]], ...] 
     ("nv_inference_compute_input_duration_us", "Cumulative input duration, µs.", lambda s: s.input_us),
     ("nv_inference_compute_infer_duration_us", "Cumulative inference duration, µs.", lambda s: s.execute_us),
     ("nv_inference_compute_output_duration_us", "Cumulative output duration, µs.", lambda s: s.output_us),
+)
+_OWN_COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
+    ("penstock_retries_total", "Requests executed again because their replica died.", lambda s: s.retries),
+    ("penstock_goodput_total", "Requests answered well, no later than their deadline.", lambda s: s.in_time),
+    ("penstock_device_seconds_total", "Device time of executed batches.", lambda s: s.device_us / 1e6),
+    ("penstock_wasted_device_seconds_total", "Device time spent for nothing.", lambda s: s.wasted_us / 1e6),
+    ("penstock_replica_ejections_total", "Times a replica was taken out for slowness.", lambda s: s.ejections),
+)
+_TENANT_COUNTERS: tuple[tuple[str, str, Callable[[TenantStatistics], float]], ...] = (
+    ("penstock_tenant_requests_total", "Requests of a tenant.", lambda t: t.requests),
+    ("penstock_tenant_refused_total", "Requests of a tenant refused before execution.", lambda t: t.refused),
+    ("penstock_tenant_device_seconds_total", "Device time of a tenant's requests.", lambda t: t.device_us / 1e6),
 )
 _TRITON_FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 _REPLICA_STATES = ("waiting", "loading", "ready", "stopping")
@@ -70,6 +84,10 @@ class _Page:
         edges = [(k, (1 << k) - 1) for k in _ROWS_EXPONENTS]
         self._histogram(name, labels, histogram, edges, histogram.total)
 
+    def ratios(self, name: str, labels: _Labels, histogram: Histogram) -> None:
+        """Write a histogram of percentages as one of ratios, 0 to 1."""
+        self._histogram(name, labels, histogram, _PERCENT_EDGES, histogram.total / 100)
+
     def _histogram(
         self, name: str, labels: _Labels, histogram: Histogram, edges: Iterable[tuple[int, float]], total: float
     ) -> None:
@@ -92,6 +110,8 @@ def render_metrics(view: FleetView) -> str:
     models = [(_model_labels(key), view.statistics.models.get(key, ModelStatistics())) for key in known]
     _write_triton(page, models)
     _write_models(page, models)
+    _write_tenants(page, models, {m.key: m for m in view.models})
+    _write_costs(page, view)
     _write_gateways(page, view)
     _write_fleet(page, view)
     return "\n".join(page.lines) + "\n"
@@ -134,6 +154,9 @@ def _write_models(page: _Page, models: list[tuple[_Labels, ModelStatistics]]) ->
     page.family("penstock_batch_rows", "histogram", "Rows in a batch.")
     for labels, s in models:
         page.rows("penstock_batch_rows", labels, s.batch_rows)
+    page.family("penstock_batch_fill_ratio", "histogram", "Rows in a batch by the most there may be.")
+    for labels, s in models:
+        page.ratios("penstock_batch_fill_ratio", labels, s.fill)
     by_reason: tuple[tuple[str, str, Callable[[ModelStatistics], dict[str, int]]], ...] = (
         ("penstock_batch_closes_total", "Batches by the reason they were closed.", lambda s: s.closes),
         ("penstock_refusals_total", "Requests refused, by reason.", lambda s: s.refusals),
@@ -141,11 +164,56 @@ def _write_models(page: _Page, models: list[tuple[_Labels, ModelStatistics]]) ->
     for name, description, read in by_reason:
         samples = (({**labels, "reason": r}, n) for labels, s in models for r, n in read(s).items())
         page.simple(name, "counter", description, samples)
+    for name, description, count in _OWN_COUNTERS:
+        page.simple(name, "counter", description, ((labels, count(s)) for labels, s in models))
     page.simple(
-        "penstock_retries_total",
+        "penstock_requests_by_class_total",
         "counter",
-        "Requests executed again because their replica died.",
-        ((labels, s.retries) for labels, s in models),
+        "Requests by class.",
+        (({**labels, "class": c}, n) for labels, s in models for c, n in s.classes.items()),
+    )
+    page.simple(
+        "penstock_concurrency_limit",
+        "gauge",
+        "Requests that may be in the system at once; 0 while no such limit is in force.",
+        ((labels, s.limit) for labels, s in models),
+    )
+
+
+def _write_tenants(page: _Page, models: list[tuple[_Labels, ModelStatistics]], views: dict[str, ModelView]) -> None:
+    shown = [(labels, name, t) for labels, s in models for name, t in s.heaviest_tenants(TENANTS_MAX)]
+    for name, description, count in _TENANT_COUNTERS:
+        samples = (({**labels, "tenant": tenant}, count(t)) for labels, tenant, t in shown)
+        page.simple(name, "counter", description, samples)
+    page.family("penstock_fairness_jain_ratio", "gauge", "Jain's index over the tenants' device time by weight.")
+    for labels, s in models:
+        view = views.get(f"{labels['model']}:{labels['version']}")
+        page.sample("penstock_fairness_jain_ratio", labels, s.fairness({} if view is None else view.weights))
+
+
+def _write_costs(page: _Page, view: FleetView) -> None:
+    found = [({**_view_labels(m), "bucket": bucket}, p) for m in view.models for bucket, p in m.profiles.items()]
+    page.simple(
+        "penstock_batch_cost_seconds",
+        "gauge",
+        "Device time of a batch by its rows.",
+        (
+            ({**labels, "rows": str(rows)}, time_us / 1e6)
+            for labels, profile in found
+            for rows, time_us in zip(profile.rows, profile.times_us, strict=True)
+        ),
+    )
+    page.simple(
+        "penstock_batch_cost_alpha_seconds",
+        "gauge",
+        "Device time that a row adds to a batch.",
+        ((labels, profile.alpha_us / 1e6) for labels, profile in found),
+    )
+    page.simple(
+        "penstock_batch_cost_beta_seconds",
+        "gauge",
+        "Device time that any batch takes however small.",
+        ((labels, profile.beta_us / 1e6) for labels, profile in found),
     )
 
 

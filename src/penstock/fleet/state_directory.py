@@ -16,6 +16,7 @@ import msgspec
 
 from penstock.core.errors import ConfigError
 from penstock.core.models import ModelSpec
+from penstock.core.profiles import CostProfile
 
 __all__ = ["ChildRecord", "FleetRecord", "StateDirectory"]
 
@@ -39,6 +40,7 @@ class ChildRecord:
         load_us: How long the loading took, µs.
         restarts: How often it was started again.
         is_ready: It has said hello.
+        profile: What a replica's batches cost, as it measured at load; None if that is not known, and for gateways.
     """
 
     role: str
@@ -51,6 +53,7 @@ class ChildRecord:
     load_us: int = 0
     restarts: int = 0
     is_ready: bool = False
+    profile: CostProfile | None = None
 
 
 @dataclass(frozen=True, slots=True)

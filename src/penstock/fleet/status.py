@@ -5,8 +5,9 @@ Durations are milliseconds or seconds here, as the key says: this is the edge. N
 
 from typing import Any
 
-from penstock.core.statistics import Histogram, ModelStatistics
-from penstock.fleet.view import FleetView, GatewayView, ModelView, ReplicaView
+from penstock.core.profiles import CostProfile
+from penstock.core.statistics import Histogram, ModelStatistics, TenantStatistics
+from penstock.fleet.view import TENANTS_MAX, FleetView, GatewayView, ModelView, ReplicaView
 
 __all__ = ["to_status"]
 
@@ -45,6 +46,7 @@ def _model(model: ModelView, statistics: ModelStatistics) -> dict[str, Any]:
     if spec is not None:
         batching = {
             "policy": spec.batching.policy,
+            "mode": spec.batching.mode,
             "size_max": spec.batching.size_max,
             "wait_ms_max": spec.batching.wait_us_max / 1_000,
         }
@@ -55,9 +57,30 @@ def _model(model: ModelView, statistics: ModelStatistics) -> dict[str, Any]:
         "reason": model.reason,
         "ready": model.is_ready,
         "platform": None if spec is None else spec.platform,
+        "slo_ms": None if spec is None or not spec.slo_us else spec.slo_us / 1_000,
         "batching": batching,
+        "profile": {bucket: _profile(profile) for bucket, profile in model.profiles.items()},
         "replicas": [_replica(r) for r in model.replicas],
-        "statistics": _summarise(statistics),
+        "tenants": {name: _tenant(t) for name, t in statistics.heaviest_tenants(TENANTS_MAX)},
+        "statistics": _summarise(statistics, model.weights),
+    }
+
+
+def _profile(profile: CostProfile) -> dict[str, Any]:
+    return {
+        "rows": list(profile.rows),
+        "times_us": list(profile.times_us),
+        "alpha_us": profile.alpha_us,
+        "beta_us": profile.beta_us,
+    }
+
+
+def _tenant(tenant: TenantStatistics) -> dict[str, Any]:
+    return {
+        "requests": tenant.requests,
+        "success": tenant.success,
+        "refused": tenant.refused,
+        "device_us": tenant.device_us,
     }
 
 
@@ -74,14 +97,25 @@ def _replica(replica: ReplicaView) -> dict[str, Any]:
     }
 
 
-def _summarise(statistics: ModelStatistics) -> dict[str, Any]:
+def _summarise(statistics: ModelStatistics, weights: dict[str, float]) -> dict[str, Any]:
     failed = sum(statistics.failures.values())
+    requests = statistics.success + failed
     queue = statistics.steps.get("queue", Histogram())
     executions = statistics.execution_count
     return {
-        "requests": statistics.success + failed,
+        "requests": requests,
         "failures": failed,
         "failures_by_reason": statistics.failures,
+        "refusals_by_reason": statistics.refusals,
+        "requests_by_class": statistics.classes,
+        "goodput": statistics.in_time,
+        "goodput_ratio": statistics.in_time / requests if requests else 1.0,
+        "device_us": statistics.device_us,
+        "wasted_us": statistics.wasted_us,
+        "wasted_ratio": statistics.wasted_us / statistics.device_us if statistics.device_us else 0.0,
+        "fairness_jain_ratio": statistics.fairness(weights),
+        "concurrency_limit": statistics.limit,
+        "ejections": statistics.ejections,
         "pending": statistics.pending,
         "retries": statistics.retries,
         "batch_rows_average": statistics.inference_count / executions if executions else 0.0,

@@ -17,6 +17,7 @@ from signal import SIGKILL, SIGTERM
 
 from penstock.core.launch import GatewayLaunch, ReplicaLaunch
 from penstock.core.models import ModelSource, ModelSpec
+from penstock.core.profiles import CostProfile
 from penstock.fleet.processes import Process, spawn_process
 from penstock.policy.restarting import (
     RestartConfig,
@@ -62,7 +63,7 @@ class Child:
         make_launch: Makes the argument of its next life; a replica listens on a new address each time.
         source: The model, for replicas.
         launch: The argument of its present (or last) life.
-        spec, load_us: What its last hello said, for replicas.
+        spec, load_us, profile: What its last hello said, for replicas.
         restarts: Lives after the first.
         is_wanted: It is started again when it ends.
         unready_lives: Lives in a row that ended before a hello.
@@ -80,6 +81,7 @@ class Child:
     state: ChildState = ChildState.WAITING
     spec: ModelSpec | None = None
     load_us: int = 0
+    profile: CostProfile | None = None
     restarts: int = 0
     unready_lives: int = 0
     is_wanted: bool = True

@@ -4,15 +4,28 @@ Not here: how it came about (`head.py`), JSON (`status.py`), Prometheus text (`m
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from penstock.core.models import ModelSpec
+from penstock.core.profiles import CostProfile
 from penstock.core.statistics import GatewayStatistics
 from penstock.fleet.processes import ProcessUsage
 from penstock.fleet.supervisor import Child
 from penstock.wire.control import ModelEntry
 
-__all__ = ["FleetView", "GatewayView", "ModelView", "ProcessView", "ReplicaView", "view_gateway", "view_model"]
+__all__ = [
+    "TENANTS_MAX",
+    "FleetView",
+    "GatewayView",
+    "ModelView",
+    "ProcessView",
+    "ReplicaView",
+    "view_gateway",
+    "view_model",
+]
+
+# Of more tenants the heaviest are shown: each is a time series for whoever scrapes, and the rest add up to little.
+TENANTS_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +59,10 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """One model version. `spec` is None until a first replica has loaded it; `is_ready` is what all gateways found."""
+    """One model version. `spec` is None until a first replica has loaded it; `is_ready` is what all gateways found.
+
+    `profiles` is what batches cost by length bucket, '' being the main one; empty until it is known.
+    """
 
     name: str
     version: str
@@ -55,11 +71,17 @@ class ModelView:
     is_ready: bool
     spec: ModelSpec | None
     replicas: tuple[ReplicaView, ...]
+    profiles: dict[str, CostProfile] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """`name:version`, as statistics have it."""
         return f"{self.name}:{self.version}"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of device time by tenant; one that is not here has 1."""
+        return {} if self.spec is None else dict(self.spec.weights)
 
 
 def view_gateway(child: Child, *, is_ready: bool, report_age_us: int | None) -> GatewayView:
@@ -77,7 +99,9 @@ def view_gateway(child: Child, *, is_ready: bool, report_age_us: int | None) -> 
     )
 
 
-def view_model(entry: ModelEntry, replicas: Iterable[Child], *, is_ready: bool) -> ModelView:
+def view_model(
+    entry: ModelEntry, replicas: Iterable[Child], *, is_ready: bool, profiles: dict[str, CostProfile]
+) -> ModelView:
     """Return a model as it is now."""
     return ModelView(
         name=entry.name,
@@ -99,6 +123,7 @@ def view_model(entry: ModelEntry, replicas: Iterable[Child], *, is_ready: bool) 
             )
             for child in replicas
         ),
+        profiles=profiles,
     )
 
 

@@ -1,22 +1,24 @@
-"""Queues and dispatch of one model version: carries out what `policy/batching.py` and `policy/admission.py` decide.
+"""One model version in this gateway: carries out what its scheduler (`policy/scheduling.py`) decides.
 
-One queue per input signature, one timer per model, one wake-up per batch. Every request that enters leaves exactly
-once: finished, failed, or abandoned by its caller.
+    submit, replies, losses --> Scheduler observes --> flush: it decides --> send a batch | refuse | arm the one timer
 
-    submit -> QUEUED -> RUNNING -> DONE      the death of a replica makes RUNNING work QUEUED again, once
-    abandon() makes either QUEUED or RUNNING work DONE
-
-Not here: HTTP (`http.py`), the connection to a replica (`link.py`).
+One timer per model, one wake-up per batch. Every request that enters leaves exactly once: finished, refused, or
+abandoned by its caller. Not here: HTTP (`http.py`), the connection to a replica (`link.py`), any rule of scheduling.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 from penstock.core.models import ModelSpec
 from penstock.core.ports import Clock
-from penstock.core.statistics import BatchStatistics, Histogram, ModelStatistics
-from penstock.gateway.work import DONE, QUEUED, RUNNING, Batch, BatchResult, Link, Refusal, Work, WorkQueue
-from penstock.policy.admission import RefusalReason, decide_refusal, estimate_retry_after_us
-from penstock.policy.batching import CREDITS_PER_REPLICA, CloseReason, Dispatch, QueueView, decide_dispatch
+from penstock.core.profiles import CostProfile
+from penstock.core.statistics import BatchStatistics, Histogram, ModelStatistics, TenantStatistics
+from penstock.gateway.work import BatchResult, Link, Refusal, Work
+from penstock.policy.admission import RefusalReason
+from penstock.policy.balancing import Dispatch
+from penstock.policy.queueing import BATCH, DONE, RUNNING, Entry, RequestClass
+from penstock.policy.scheduling import Drop, Scheduler, SchedulerConfig, Served
+from penstock.policy.scheduling import Refusal as SchedulerRefusal
 from penstock.wire.frame import (
     BATCH_FLAG_ALONE,
     PAYLOAD_BYTES_MAX,
@@ -28,22 +30,18 @@ from penstock.wire.frame import (
     encode_frame,
     encode_meta,
 )
+from penstock.wire.oip import length_bucket
 from penstock.wire.oip_outputs import OutputTensor, check_outputs, output_tensors
 
 __all__ = ["ModelBatcher"]
 
 # Steps of a request's life that are timed here; `parse` is timed by the connection.
 STEPS = ("decode", "queue", "dispatch", "execute", "reply")
-# The drain rate behind Retry-After is counted over windows of this length.
-DRAIN_WINDOW_US = 1_000_000
-# Distinct input signatures of one model that may wait at once. Callers choose open dimensions and parameters,
-# so without a bound they could make queues without end.
-SIGNATURES_MAX = 1_024
 # What a caller is told when nothing predicts when the model will be there: about how long a replica takes to start.
 RETRY_AFTER_US = 1_000_000
-# Deadlines are looked for among all that waits at most this often: under overload one passes in every turn of the
-# event loop. A request is never executed after its deadline, but may be told so this much later.
-EXPIRY_INTERVAL_US = 2_000
+# Callers name tenants; those past this many are counted together.
+TENANTS_MAX = 1_024
+OTHER_TENANTS = "(other)"
 
 
 class ModelBatcher:
@@ -51,38 +49,41 @@ class ModelBatcher:
 
     Args:
         spec: The model.
+        profile: What its batches cost as measured at load, if that is known.
         statistics: Where to count.
         now_us: Clock.
         call_later: `call_later(delay_us, callback)` arms a timer and returns its cancel function.
         schedule_flush: Asks for one `flush` at the end of this turn of the event loop.
+        chance: Uniform in [0, 1), for the scheduler.
     """
 
     def __init__(
         self,
         spec: ModelSpec,
+        profile: CostProfile | None,
         *,
         statistics: ModelStatistics,
         now_us: Clock,
         call_later: Callable[[int, Callable[[], None]], Callable[[], None]],
         schedule_flush: Callable[["ModelBatcher"], None],
+        chance: Callable[[], float],
     ) -> None:
         self.spec = spec
         self.statistics = statistics
-        self.links: list[Link] = []
-        self.requests = 0
-        self.nbytes = 0
+        self.scheduler = Scheduler(
+            SchedulerConfig.from_spec(spec, batch_bytes_max=PAYLOAD_BYTES_MAX),
+            profile,
+            chance,
+            bucket_of=_bucket_of if spec.task == "embedding" else None,
+        )
         self.is_flush_due = False
         self.success_at_us = 0
         self._now_us = now_us
         self._call_later = call_later
         self._schedule_flush = schedule_flush
-        self._queues: dict[object, WorkQueue] = {}
-        self._alone = not spec.is_batched
-        self._next_id = 1
-        self._deadline_us = 0  # no queued request expires before this; 0 if none is queued
+        self._due_us = 0  # when the scheduler wants to be asked again; 0 if only when something changes
         self._timer_us = 0  # when the armed timer fires; 0 if none is armed
         self._cancel_timer: Callable[[], None] | None = None
-        self._drained_before = self._drained = self._window_us = 0
         self._end: Refusal | None = None  # what everything gets once the model is gone
         for step in STEPS:
             statistics.steps.setdefault(step, Histogram())
@@ -90,55 +91,55 @@ class ModelBatcher:
         self._observe_decode = statistics.steps["decode"].observe
         self._observe_queue = statistics.steps["queue"].observe
 
+    @property
+    def requests(self) -> int:
+        """Requests waiting now."""
+        return self.scheduler.requests
+
+    @property
+    def pending(self) -> int:
+        """Requests waiting or running."""
+        return self.scheduler.requests + self.scheduler.in_flight
+
+    def profiles(self) -> dict[str, CostProfile]:
+        """Return what batches cost now, by length bucket, as far as that is known."""
+        return {b: e.typical for b, e in self.scheduler.estimates.items() if e.is_usable}
+
     # -- in ------------------------------------------------------------------------------------------------------
 
     def submit(self, work: Work, now_us: int) -> None:
-        """Queue a request, or refuse it at once if the queue is at its bounds or `end` was called."""
+        """Queue a request, or refuse it at once if it may not wait or `end` was called."""
         if self._end is not None:
             self._refuse(work, self._end, now_us)
             return
-        reason = decide_refusal(
-            self.spec.queue,
-            requests=self.requests,
-            nbytes=self.nbytes,
-            request_bytes=work.nbytes,
-        )
-        if reason is None:
-            queue = self._queue_for(work.request.signature, alone=self._alone)
-            if queue is not None:
-                work.queued_us = now_us
-                self._observe_decode(now_us - work.arrived_us)
-                self._enter(queue, work)
-                return
-            reason = RefusalReason.QUEUE_FULL
-        window_us = max(now_us - self._window_us, 1) + (DRAIN_WINDOW_US if self._drained_before else 0)
-        retry_after_us = estimate_retry_after_us(
-            requests=self.requests, drained=self._drained + self._drained_before, window_us=window_us
-        )
-        message = f"model {self.spec.name!r}: {self.requests} requests ({self.nbytes} bytes) are waiting; retry later"
-        self._refuse(work, Refusal(503, message, reason, retry_after_us), now_us)
+        refusal = self.scheduler.admit(work, work.request.signature, now_us)
+        if refusal is not None:
+            self._refuse(work, self._explain(refusal, work), now_us)
+            return
+        self._observe_decode(now_us - work.arrived_us)
+        self._ask_flush()
 
-    def _queue_for(self, key: object, *, alone: bool) -> WorkQueue | None:
-        queue = self._queues.get(key)
-        if queue is None:
-            if len(self._queues) >= SIGNATURES_MAX:
-                self._queues = {k: q for k, q in self._queues.items() if q.requests}
-                if len(self._queues) >= SIGNATURES_MAX:
-                    return None
-            queue = self._queues[key] = WorkQueue(alone=alone)
-        return queue
-
-    def _enter(self, queue: WorkQueue, work: Work, *, first: bool = False) -> None:
-        work.queue = queue
-        work.state = QUEUED
-        queue.push(work, first=first)
-        self.requests += 1
-        self.nbytes += work.nbytes
-        if not self._deadline_us or work.deadline_us < self._deadline_us:
-            self._deadline_us = work.deadline_us
+    def _ask_flush(self) -> None:
         if not self.is_flush_due:
             self.is_flush_due = True
             self._schedule_flush(self)
+
+    def _explain(self, refusal: SchedulerRefusal, work: Work) -> Refusal:
+        scheduler = self.scheduler
+        name = f"model {self.spec.name!r}"
+        if refusal.reason is RefusalReason.PREDICTED_LATE:
+            allowed_us = work.deadline_us - work.arrived_us
+            message = (
+                f"{name}: expected to be done within {allowed_us / 1_000:.1f} ms of its arrival, predicted"
+                f" {refusal.predicted_us / 1_000:.1f} ms; retry later, or allow more time"
+            )
+        elif refusal.reason is RefusalReason.TENANT_FULL:
+            message = f"{name}: tenant {work.tenant!r} has its share of the queue waiting; retry later"
+        elif refusal.reason is RefusalReason.CONCURRENCY:
+            message = f"{name}: {scheduler.limit} requests are in the system, its limit by queue delay; retry later"
+        else:
+            message = f"{name}: {scheduler.requests} requests ({scheduler.nbytes} bytes) are waiting; retry later"
+        return Refusal(503, message, refusal.reason, refusal.retry_after_us)
 
     def abandon(self, work: Work, now_us: int, reason: RefusalReason | None = RefusalReason.DISCONNECTED) -> None:
         """The caller is gone: leave the queue if still there; if running, the result is thrown away.
@@ -147,82 +148,50 @@ class ModelBatcher:
         """
         if work.state is DONE:
             return
-        was_queued = work.state is QUEUED
-        work.state = DONE
-        if was_queued:
-            self._leave(work)
-            work.queue.forget(work)
+        if work.state is not RUNNING:
+            work.request.payload = ()
+        self.scheduler.abandon(work)
         self._count_failure(reason, now_us - work.arrived_us)
-
-    def _leave(self, work: Work) -> None:
-        work.queue.rows -= work.rows
-        work.queue.requests -= 1
-        self.requests -= 1
-        self.nbytes -= work.nbytes
+        self._count_refused(work)
 
     # -- out -----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Dispatch whatever the policy says must leave now, and arm the timer for the next decision."""
+        """Do whatever the scheduler says must be done now, and arm the timer for its next decision."""
         self.is_flush_due = False
         now_us = self._now_us()
-        if self._deadline_us and now_us >= self._deadline_us:
-            self._expire(now_us)
-        until_us = self._dispatch_due(now_us)
-        if self.requests and self._deadline_us and (until_us is None or self._deadline_us < until_us):
-            until_us = self._deadline_us
-        if until_us is not None and (not self._timer_us or until_us < self._timer_us):
-            if self._cancel_timer is not None:
-                self._cancel_timer()
-            self._timer_us = until_us
-            self._cancel_timer = self._call_later(max(until_us - now_us, 0), self._on_timer)
+        decide = self.scheduler.decide
+        while True:
+            decision = decide(now_us)
+            if isinstance(decision, Dispatch):
+                self._send(decision, now_us)
+            elif isinstance(decision, Drop):
+                self._drop(decision, now_us)
+            else:
+                break
+        self._due_us = decision.until_us or 0
+        if self._due_us and (not self._timer_us or self._due_us < self._timer_us):
+            self._arm(now_us)
+
+    def _arm(self, now_us: int) -> None:
+        if self._cancel_timer is not None:
+            self._cancel_timer()
+        self._timer_us = self._due_us
+        self._cancel_timer = self._call_later(max(self._due_us - now_us, 0), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer_us = 0
         self._cancel_timer = None
-        self.flush()
-
-    def _dispatch_due(self, now_us: int) -> int | None:
-        """Dispatch batch after batch, the longest-waiting queue first; return when to ask again, if time matters."""
-        while True:
-            idle = stageable = 0
-            for link in self.links:
-                held = len(link.in_flight)
-                if not held:
-                    idle += 1
-                elif held < CREDITS_PER_REPLICA:
-                    stageable += 1
-            if not (idle or stageable):
-                return None
-            best: tuple[int, WorkQueue, CloseReason] | None = None
-            until_us: int | None = None
-            for queue in self._queues.values():
-                if not queue.requests:
-                    continue
-                oldest_us = queue.oldest_us()
-                view = QueueView(
-                    rows=queue.rows,
-                    is_full=queue.rows >= self.spec.batching.size_max,
-                    is_alone=queue.alone,
-                    oldest_us=oldest_us,
-                    replicas_idle=idle,
-                    replicas_stageable=stageable,
-                )
-                decision = decide_dispatch(self.spec.batching, view, now_us=now_us)
-                if isinstance(decision, Dispatch):
-                    if best is None or oldest_us < best[0]:
-                        best = (oldest_us, queue, decision.reason)
-                elif decision.until_us is not None and (until_us is None or decision.until_us < until_us):
-                    until_us = decision.until_us
-            if best is None:
-                return until_us
-            self._dispatch(best[1], best[2], now_us)
-
-    def _dispatch(self, queue: WorkQueue, reason: CloseReason, now_us: int) -> None:
-        works, rows = self._take(queue, now_us)
-        if not works:
+        now_us = self._now_us()
+        if not self._due_us:
             return
-        link = min(self.links, key=lambda candidate: len(candidate.in_flight))
+        if now_us < self._due_us:  # what it was armed for is past; the scheduler has asked for a later time since
+            self._arm(now_us)
+        else:
+            self.flush()
+
+    def _send(self, dispatch: Dispatch, now_us: int) -> None:
+        works = cast("list[Work]", dispatch.entries)
         first = works[0].request
         payload: list[bytes | memoryview] = []
         described: list[FrameTensor] = []
@@ -236,67 +205,27 @@ class ModelBatcher:
             budgets_us=tuple([work.deadline_us - now_us for work in works]),
             parameters=first.parameters,
         )
-        batch = Batch(self._next_id, works, rows, reason, now_us)
-        self._next_id += 1
-        self._count_dispatch(batch, now_us)
-        flags = BATCH_FLAG_ALONE if queue.alone else 0
-        link.send(batch, encode_frame(FrameKind.BATCH, batch.id, encode_meta(meta), payload, flags=flags))
-
-    def _take(self, queue: WorkQueue, now_us: int) -> tuple[list[Work], int]:
-        works: list[Work] = []
-        rows = nbytes = 0
-        rows_max = self.spec.batching.size_max
-        if queue.alone or self.nbytes > PAYLOAD_BYTES_MAX:
-            rows_max = 1  # the first request only, whatever its rows: together they might not fit into a frame
         observe = self._observe_queue
-        for _, lane in queue.lanes:
-            while lane and rows < rows_max:
-                work = lane[0]
-                if work.state is not QUEUED:
-                    lane.popleft()
-                    queue.stale -= 1
-                    continue
-                if works and rows + work.rows > rows_max:
-                    break
-                lane.popleft()
-                if now_us >= work.deadline_us:
-                    self._leave(work)
-                    self._refuse_expired(work, now_us)
-                    continue
-                work.state = RUNNING
-                work.sent_us = now_us
-                observe(now_us - work.queued_us)
-                works.append(work)
-                rows += work.rows
-                nbytes += work.nbytes
-        queue.rows -= rows
-        queue.requests -= len(works)
-        self.requests -= len(works)
-        self.nbytes -= nbytes
-        return works, rows
+        for work in works:
+            observe(now_us - work.queued_us)
+        closes = self.statistics.closes
+        closes[dispatch.reason.value] = closes.get(dispatch.reason.value, 0) + 1
+        flags = BATCH_FLAG_ALONE if dispatch.alone else 0
+        link = cast("Link", dispatch.replica.handle)
+        link.send(dispatch, encode_frame(FrameKind.BATCH, dispatch.id, encode_meta(meta), payload, flags=flags))
 
-    def _expire(self, now_us: int) -> None:
-        """Refuse every queued request whose deadline has passed; find the next deadline."""
-        self._deadline_us = 0
-        expired: list[Work] = []
-        for queue in self._queues.values():
-            for _, lane in queue.lanes:
-                for work in lane:
-                    if work.state is not QUEUED:
-                        continue
-                    if work.deadline_us <= now_us:
-                        expired.append(work)
-                    elif not self._deadline_us or work.deadline_us < self._deadline_us:
-                        self._deadline_us = work.deadline_us
-        if self._deadline_us:
-            self._deadline_us = max(self._deadline_us, now_us + EXPIRY_INTERVAL_US)
-        for work in expired:
-            # A refusal may make its caller abandon others of these.
-            if work.state is QUEUED:
-                work.state = DONE
-                self._leave(work)
-                work.queue.forget(work)
+    def _drop(self, drop: Drop, now_us: int) -> None:
+        for work in cast("list[Work]", drop.entries):
+            work.request.payload = ()
+            if drop.reason is RefusalReason.EXPIRED:
                 self._refuse_expired(work, now_us)
+                continue
+            waited_ms = (now_us - work.arrived_us) / 1_000
+            message = (
+                f"model {self.spec.name!r}: after {waited_ms:.1f} ms in the queue it could no longer be done in time;"
+                " retry later, or allow more time"
+            )
+            self._refuse(work, Refusal(503, message, drop.reason, drop.retry_after_us), now_us)
 
     def _refuse_expired(self, work: Work, now_us: int) -> None:
         waited_ms = (now_us - work.arrived_us) / 1_000
@@ -310,15 +239,14 @@ class ModelBatcher:
         """
         now_us = self._now_us()
         self._end = Refusal(status, message, reason, RETRY_AFTER_US)
-        works = [work for queue in self._queues.values() for _, lane in queue.lanes for work in lane]
-        works += [work for link in self.links for batch in link.in_flight.values() for work in batch.works]
-        self._queues.clear()
+        works = cast("list[Work]", self.scheduler.clear())
+        running = [e for r in self.scheduler.replicas for d in r.in_flight for e in d.entries if e.state is not DONE]
+        works += cast("list[Work]", running)
         for work in works:
-            # Entries may be stale, and a refusal may make its caller abandon others of these.
-            if work.state is QUEUED:
-                self._leave(work)
-            if work.state is not DONE:
-                self._refuse(work, self._end, now_us)
+            # A refusal may make its caller abandon others of these.
+            work.state = DONE
+        for work in works:
+            self._refuse(work, self._end, now_us)
 
     def reopen(self) -> None:
         """Take requests again after `end`."""
@@ -326,27 +254,35 @@ class ModelBatcher:
 
     # -- back ----------------------------------------------------------------------------------------------------
 
-    def read_reply(self, batch: Batch, meta: ReplyMeta, payload: memoryview) -> list[OutputTensor]:
+    def join_link(self, link: Link) -> None:
+        """A replica can take work over this link from now on."""
+        link.replica = self.scheduler.add_replica(link.address, self._now_us())
+        link.replica.handle = link
+        self.flush()
+
+    def read_reply(self, batch: Dispatch, meta: ReplyMeta, payload: memoryview) -> list[OutputTensor]:
         """Return a reply's outputs, checked to be an answer to this batch by this model.
 
         Raises:
             FrameError: It is not. The replica cannot be trusted; give its link up.
         """
+        entries = batch.entries
         failed = {failure.index for failure in meta.failures}
-        if failed and max(failed) >= len(batch.works):
-            raise FrameError(f"failures: expected indices below {len(batch.works)}, got {max(failed)}")
+        if failed and max(failed) >= len(entries):
+            raise FrameError(f"failures: expected indices below {len(entries)}, got {max(failed)}")
         rows = batch.rows
         if failed:
-            rows = sum(work.rows for index, work in enumerate(batch.works) if index not in failed)
+            rows = sum(entry.rows for index, entry in enumerate(entries) if index not in failed)
         outputs = output_tensors(meta.outputs, payload)
         check_outputs(self.spec, outputs, rows)
         return outputs
 
-    def finish_batch(self, batch: Batch, meta: ReplyMeta, outputs: list[OutputTensor]) -> None:
+    def finish_batch(self, batch: Dispatch, meta: ReplyMeta, outputs: list[OutputTensor]) -> None:
         """Hand each request of an answered batch its rows or its failure. `outputs` come from `read_reply`."""
         now_us = self._now_us()
         self.success_at_us = now_us
-        self._count_execution(batch, meta, now_us)
+        works = cast("list[Work]", batch.entries)
+        service_us = meta.input_us + meta.execute_us + meta.output_us
         timing = b'execute;dur=%.3f, batch;desc="%d rows, %b"' % (
             meta.execute_us / 1_000,
             meta.executed_rows,
@@ -354,14 +290,17 @@ class ModelBatcher:
         )
         result = BatchResult(outputs, timing)
         failures = {failure.index: failure for failure in meta.failures}
-        row = success = success_us = 0
-        for index, work in enumerate(batch.works):
+        row = success = success_us = in_time = wasted_rows = 0
+        for index, work in enumerate(works):
             if failures and index in failures:
+                failure = failures[index]
+                wasted_rows += work.rows if failure.status != 504 else 0
                 if work.state is not DONE:
-                    failure = failures[index]
                     self._fail(work, failure.status, failure.message, now_us)
                 continue
-            if work.state is not DONE:
+            if work.state is DONE:
+                wasted_rows += work.rows
+            else:
                 work.state = DONE
                 try:
                     is_success = work.finish(result, row, now_us)
@@ -373,51 +312,39 @@ class ModelBatcher:
                     success_us += now_us - work.arrived_us
                 else:
                     self._count_failure(None, now_us - work.arrived_us)
+                if is_success and now_us <= work.deadline_us:
+                    in_time += 1
+                else:
+                    wasted_rows += work.rows
             row += work.rows
         statistics = self.statistics
         statistics.success += success
         statistics.success_us += success_us
-        reply_us = (self._now_us() - now_us) // len(batch.works)
-        self._steps["reply"].observe(reply_us, len(batch.works))
-        if self.requests and not self.is_flush_due:
-            self.is_flush_due = True
-            self._schedule_flush(self)
+        statistics.in_time += in_time
+        self._count_execution(batch, meta, now_us, wasted_rows)
+        self._count_served(works, service_us if meta.executed_rows else 0, success, meta.executed_rows)
+        served = Served(service_us, meta.wait_us, meta.executed_rows, meta.backlog_us, meta.gateways)
+        self.scheduler.observe_reply(batch, served, now_us)
+        reply_us = (self._now_us() - now_us) // len(works)
+        self._steps["reply"].observe(reply_us, len(works))
+        if self.scheduler.requests:
+            self._ask_flush()
 
     def lose_link(self, link: Link, reason: str) -> None:
-        """A replica's connection broke: what it was running may have killed it, the batches behind had not begun.
-
-        What had begun is tried once more, each request alone so that a deadly one cannot take others with it; what
-        had not begun is queued again as it was. Nothing is left without an answer.
-        """
-        if link in self.links:
-            self.links.remove(link)
+        """A replica's connection broke. What it held is tried again or answered; nothing is left without an answer."""
+        replica, link.replica = link.replica, None
+        if replica is None:
+            return
         now_us = self._now_us()
-        batches = list(link.in_flight.values())
-        link.in_flight.clear()
-        begun = _count_begun(batches, rows_max=self.spec.batching.size_max)
-        for position, batch in reversed(list(enumerate(batches))):
-            began = position < begun
-            for work in reversed(batch.works):
-                if work.state is RUNNING:
-                    self._retry(work, reason, now_us, began=began)
-
-    def _retry(self, work: Work, reason: str, now_us: int, *, began: bool) -> None:
-        work.attempts += began
-        if now_us >= work.deadline_us:
+        retries = self.scheduler.retries
+        lost = self.scheduler.lose_replica(replica, now_us)
+        self.statistics.retries += self.scheduler.retries - retries
+        for work in cast("list[Work]", lost.expired):
             self._refuse_expired(work, now_us)
-        elif self._end is not None:
-            self._refuse(work, self._end, now_us)
-        elif work.attempts > 1:
-            message = f"model {self.spec.name!r}: the replica was lost twice while running this request ({reason})"
-            self._refuse(work, Refusal(503, message, RefusalReason.REPLICA_LOST, DRAIN_WINDOW_US), now_us)
-        else:
-            self.statistics.retries += began
-            # A key of its own, made past the bound on queues if need be: a retry is never refused for want of one.
-            key = (work.request.signature, "retry") if work.attempts else work.request.signature
-            queue = self._queues.get(key)
-            if queue is None:
-                queue = self._queues[key] = WorkQueue(alone=self._alone or work.attempts > 0)
-            self._enter(queue, work, first=True)
+        message = f"model {self.spec.name!r}: the replica was lost twice while running this request ({reason})"
+        for work in cast("list[Work]", lost.refused):
+            self._refuse(work, Refusal(503, message, RefusalReason.REPLICA_LOST, RETRY_AFTER_US), now_us)
+        self.flush()
 
     def _fail(self, work: Work, status: int, message: str, now_us: int) -> None:
         reason = None
@@ -430,9 +357,16 @@ class ModelBatcher:
     def _refuse(self, work: Work, refusal: Refusal, now_us: int) -> None:
         work.state = DONE
         self._count_failure(refusal.reason, now_us - work.arrived_us)
+        self._count_refused(work)
         work.refuse(refusal, now_us)
 
     # -- counting ------------------------------------------------------------------------------------------------
+
+    def snapshot_gauges(self) -> None:
+        """Bring what is a state, not a count, up to date in the statistics."""
+        self.statistics.pending = self.scheduler.requests
+        self.statistics.limit = self.scheduler.limit
+        self.statistics.ejections = self.scheduler.ejections
 
     def count_invalid(self, elapsed_us: int) -> None:
         """A request was refused before it became a Work: its body was wrong."""
@@ -446,25 +380,58 @@ class ModelBatcher:
         if reason is not None:
             statistics.refusals[reason.value] = statistics.refusals.get(reason.value, 0) + 1
 
-    def _count_dispatch(self, batch: Batch, now_us: int) -> None:
-        if now_us - self._window_us >= DRAIN_WINDOW_US:
-            is_adjacent = now_us - self._window_us < 2 * DRAIN_WINDOW_US
-            self._drained_before = self._drained if is_adjacent else 0
-            self._drained = 0
-            self._window_us = now_us
-        self._drained += len(batch.works)
-        closes = self.statistics.closes
-        closes[batch.reason.value] = closes.get(batch.reason.value, 0) + 1
+    def _tenant(self, name: str) -> TenantStatistics:
+        tenants = self.statistics.tenants
+        found = tenants.get(name)
+        if found is None:
+            if len(tenants) >= TENANTS_MAX:
+                name = OTHER_TENANTS
+            found = tenants.setdefault(name, TenantStatistics())
+        return found
 
-    def _count_execution(self, batch: Batch, meta: ReplyMeta, now_us: int) -> None:
+    def _count_refused(self, work: Work) -> None:
+        tenant = self._tenant(work.tenant)
+        tenant.requests += 1
+        tenant.refused += 1
+        self._count_class(work.request_class, 1)
+
+    def _count_class(self, request_class: RequestClass, times: int) -> None:
+        label = "batch" if request_class == BATCH else "interactive"
+        classes = self.statistics.classes
+        classes[label] = classes.get(label, 0) + times
+
+    def _count_served(self, works: list[Work], service_us: int, success: int, executed_rows: int) -> None:
+        """Count requests and device time by tenant and class; in one go if the batch has one of each."""
+        first = works[0]
+        tenant, request_class = first.tenant, first.request_class
+        row_us = service_us / executed_rows if executed_rows else 0.0
+        if success == len(works) and all(w.tenant == tenant and w.request_class == request_class for w in works):
+            counted = self._tenant(tenant)
+            counted.requests += success
+            counted.success += success
+            counted.device_us += round(row_us * sum([w.rows for w in works]))
+            self._count_class(request_class, success)
+            return
+        for work in works:
+            counted = self._tenant(work.tenant)
+            counted.requests += 1
+            counted.success += 1
+            counted.device_us += round(row_us * work.rows)
+            self._count_class(work.request_class, 1)
+
+    def _count_execution(self, batch: Dispatch, meta: ReplyMeta, now_us: int, wasted_rows: int) -> None:
         if not meta.executed_rows:
             return  # every request of it came back unexecuted, too late
         statistics = self.statistics
-        count = len(batch.works)
+        count = len(batch.entries)
+        service_us = meta.input_us + meta.execute_us + meta.output_us
+        statistics.device_us += service_us * batch.rows // meta.executed_rows
+        statistics.wasted_us += service_us * wasted_rows // meta.executed_rows
         statistics.inference_count += batch.rows
         statistics.execution_count += 1
         statistics.batch_rows.observe(batch.rows)
-        statistics.queue_us += sum([work.sent_us - work.queued_us for work in batch.works]) + meta.wait_us * count
+        statistics.fill.observe(min(batch.rows * 100 // self.spec.batching.size_max, 100))
+        statistics.queue_us += sum([e.sent_us - e.queued_us for e in batch.entries]) + meta.wait_us * count
         statistics.input_us += meta.input_us * count
         statistics.execute_us += meta.execute_us * count
         statistics.output_us += meta.output_us * count
@@ -479,24 +446,18 @@ class ModelBatcher:
         self._steps["dispatch"].observe(max(now_us - batch.sent_us - meta.execute_us, 0), count)
 
 
-def _count_begun(batches: list[Batch], *, rows_max: int) -> int:
-    """Count the batches, oldest first, that a lost replica may have been running: replicas merge what fits together."""
-    if not batches:
-        return 0
-    first, *others = batches
-    count, rows = 1, first.rows
-    for batch in others:
-        rows += batch.rows
-        is_alone = CloseReason.ALONE in (first.reason, batch.reason)
-        if is_alone or rows > rows_max or batch.works[0].request.signature != first.works[0].request.signature:
-            break
-        count += 1
-    return count
+def _bucket_of(entry: Entry) -> str:
+    """Name the length bucket of an entry by its upper end: texts of fewer bytes than that."""
+    return str(1 << length_bucket(entry.nbytes // entry.rows))
 
 
 _TRITON_REASON = {
     RefusalReason.QUEUE_FULL: "REJECTED",
     RefusalReason.QUEUE_BYTES: "REJECTED",
+    RefusalReason.TENANT_FULL: "REJECTED",
+    RefusalReason.PREDICTED_LATE: "REJECTED",
+    RefusalReason.DROPPED: "REJECTED",
+    RefusalReason.CONCURRENCY: "REJECTED",
     RefusalReason.EXPIRED: "REJECTED",
     RefusalReason.DRAINING: "REJECTED",
     RefusalReason.UNAVAILABLE: "REJECTED",

@@ -48,6 +48,7 @@ class Catalogue:
         schedule_flush: One flush at the end of this turn.
         on_fault: (address, reason) of a replica to be replaced.
         on_change: Called when a snapshot has been applied.
+        chance: Uniform in [0, 1), for the schedulers.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Catalogue:
         schedule_flush: Callable[[ModelBatcher], None],
         on_fault: Callable[[str, str], None],
         on_change: Callable[[], None],
+        chance: Callable[[], float],
     ) -> None:
         self.models: dict[tuple[str, str], Model] = {}
         self.latest: dict[str, Model] = {}
@@ -73,6 +75,7 @@ class Catalogue:
         self._schedule_flush = schedule_flush
         self._on_fault = on_fault
         self._on_change = on_change
+        self._chance = chance
 
     def apply_snapshot(self, snapshot: Snapshot) -> None:
         """Make the catalogue what `snapshot` says."""
@@ -102,10 +105,12 @@ class Catalogue:
             model.codec = InferenceCodec(entry.spec)
             model.batcher = ModelBatcher(
                 entry.spec,
+                entry.profile,
                 statistics=model.statistics,
                 now_us=self._now_us,
                 call_later=self._call_later,
                 schedule_flush=self._schedule_flush,
+                chance=self._chance,
             )
         if model.batcher is None:
             return
@@ -161,9 +166,7 @@ class Catalogue:
     @property
     def pending(self) -> int:
         """Requests queued or running, over all models."""
-        waiting = sum(m.batcher.requests for m in self.models.values() if m.batcher is not None)
-        links = [link for m in self.models.values() for link in m.links.values()]
-        return waiting + sum(len(batch.works) for link in links for batch in link.in_flight.values())
+        return sum(m.batcher.pending for m in self.models.values() if m.batcher is not None)
 
     def tend(self) -> None:
         """Call several times a second: send canaries over links that need one, find hung replicas."""

@@ -10,6 +10,7 @@ from penstock.core.ports import Clock
 from penstock.gateway.batcher import ModelBatcher
 from penstock.gateway.http import Exchange
 from penstock.gateway.inference import retry_headers
+from penstock.gateway.terms import Terms
 from penstock.gateway.work import BatchResult, Refusal, Work
 from penstock.policy.admission import RefusalReason
 from penstock.wire.oip import InferenceRequest, length_bucket
@@ -30,9 +31,22 @@ _FP32_BYTES = 4
 class Embedding:
     """One embeddings request: its chunks, and what is back already."""
 
-    __slots__ = ("_batcher", "_embeddings", "_exchange", "_now_us", "_request", "_tokens", "_waiting")
+    __slots__ = (
+        "_batcher",
+        "_embeddings",
+        "_exchange",
+        "_now_us",
+        "_request",
+        "_tokens",
+        "_waiting",
+        "allowed_us",
+        "request_class",
+        "tenant",
+    )
 
-    def __init__(self, exchange: Exchange, request: EmbeddingsRequest, batcher: ModelBatcher, now_us: Clock) -> None:
+    def __init__(
+        self, exchange: Exchange, request: EmbeddingsRequest, batcher: ModelBatcher, terms: Terms, now_us: Clock
+    ) -> None:
         self._exchange = exchange
         self._request = request
         self._batcher = batcher
@@ -40,13 +54,14 @@ class Embedding:
         self._embeddings: list[memoryview] = [memoryview(b"")] * (len(request.texts) or len(request.tokens))
         self._tokens = 0
         self._waiting: set[_Chunk] = set()
+        self.request_class, self.allowed_us = terms.settle(batcher.spec)
+        self.tenant = terms.tenant
 
     def submit(self, arrived_us: int) -> None:
         """Cut the inputs into chunks and queue them all."""
-        spec = self._batcher.spec
         inputs = self._request.texts or self._request.tokens
-        plan = plan_embedding_chunks([len(item) for item in inputs], spec.batching.size_max)
-        chunks = [_Chunk(self, indexes, self._tensor(indexes), arrived_us, spec.timeout_us) for indexes in plan]
+        plan = plan_embedding_chunks([len(item) for item in inputs], self._batcher.spec.batching.size_max)
+        chunks = [_Chunk(self, indexes, self._tensor(indexes), arrived_us) for indexes in plan]
         self._exchange.work = self
         for chunk in chunks:
             self._waiting.add(chunk)
@@ -61,7 +76,6 @@ class Embedding:
         dimensions = self._request.dimensions
         if dimensions in self._batcher.spec.dimensions[1:]:  # one that the model gives, and not unasked
             request.parameters = {"dimensions": dimensions}
-        request.priority = request.timeout_us = 0
         request.outputs = ()
         request.binary_output = True
         if self._request.texts:
@@ -127,10 +141,9 @@ class _Chunk(Work):
 
     __slots__ = ("_owner", "indexes")
 
-    def __init__(
-        self, owner: Embedding, indexes: list[int], request: InferenceRequest, arrived_us: int, timeout_us: int
-    ) -> None:
-        super().__init__(request, arrived_us, arrived_us + timeout_us)
+    def __init__(self, owner: Embedding, indexes: list[int], request: InferenceRequest, arrived_us: int) -> None:
+        deadline_us = arrived_us + owner.allowed_us
+        super().__init__(request, arrived_us, deadline_us, request_class=owner.request_class, tenant=owner.tenant)
         self.indexes = indexes
         self._owner = owner
 

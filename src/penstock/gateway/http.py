@@ -44,6 +44,9 @@ _KNOWN = frozenset(
         b"expect",
         b"host",
         b"inference-header-content-length",
+        b"penstock-class",
+        b"penstock-tenant",
+        b"penstock-timeout-ms",
         b"transfer-encoding",
         b"upgrade",
     }

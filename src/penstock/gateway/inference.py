@@ -7,6 +7,7 @@ from penstock.core.errors import InvalidInput
 from penstock.core.ports import Clock
 from penstock.gateway.batcher import ModelBatcher
 from penstock.gateway.http import Exchange
+from penstock.gateway.terms import TermsReader
 from penstock.gateway.work import BatchResult, Refusal, Work
 from penstock.wire.oip import InferenceCodec, encode_error
 
@@ -71,21 +72,23 @@ class Target:
     Args:
         codec: Of the model version.
         batcher: Of the model version.
+        terms: Reads the headers that say on what terms a request is served.
         now_us: Clock.
     """
 
-    __slots__ = ("batcher", "codec", "now_us", "timeout_us")
+    __slots__ = ("batcher", "codec", "now_us", "terms")
 
-    def __init__(self, codec: InferenceCodec, batcher: ModelBatcher, now_us: Clock) -> None:
+    def __init__(self, codec: InferenceCodec, batcher: ModelBatcher, terms: TermsReader, now_us: Clock) -> None:
         self.codec = codec
         self.batcher = batcher
+        self.terms = terms
         self.now_us = now_us
-        self.timeout_us = batcher.spec.timeout_us
 
     def start(self, exchange: Exchange) -> None:
         """Decode an infer request and queue it, or answer what is wrong with it."""
         header = exchange.headers.get(b"inference-header-content-length")
         try:
+            terms = self.terms.read(exchange.headers)
             if header is not None and not (header.isdigit() and len(header) <= DIGITS_MAX):
                 shown = header[:64].decode("ascii", "backslashreplace")
                 raise InvalidInput(f"Inference-Header-Content-Length: expected up to {DIGITS_MAX} digits, got {shown}")
@@ -97,7 +100,11 @@ class Target:
             exchange.respond(error.status, encode_error(error.message), headers=headers)
             return
         arrived_us = exchange.started_us
-        work = Inference(request, arrived_us, arrived_us + (request.timeout_us or self.timeout_us))
+        request_class, allowed_us = terms.settle(
+            self.batcher.spec, priority=request.priority, timeout_us=request.timeout_us
+        )
+        deadline_us = arrived_us + allowed_us
+        work = Inference(request, arrived_us, deadline_us, request_class=request_class, tenant=terms.tenant)
         work.exchange = exchange
         work.target = self
         exchange.work = work

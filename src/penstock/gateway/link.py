@@ -6,14 +6,13 @@ The link is made again, with backoff, for as long as the catalogue names the rep
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 from penstock.core.errors import ConfigError
 from penstock.core.ports import Clock
 from penstock.gateway.batcher import ModelBatcher
 from penstock.gateway.redial import Redial
-from penstock.gateway.work import Batch
-from penstock.policy.batching import CloseReason
+from penstock.policy.balancing import Dispatch, Replica
 from penstock.wire.canary import canary_batch, canary_fault
 from penstock.wire.frame import (
     BATCH_FLAG_CANARY,
@@ -32,6 +31,13 @@ __all__ = ["ReplicaLink"]
 # A replica that has just been named is listening; one that died is gone from the catalogue within a second.
 RECONNECT_S_MIN = 0.02
 RECONNECT_S_MAX = 1.0
+
+
+class _Canary(NamedTuple):
+    """A canary on its way."""
+
+    rows: int
+    sent_us: int
 
 
 class ReplicaLink(asyncio.Protocol):
@@ -59,7 +65,8 @@ class ReplicaLink(asyncio.Protocol):
         on_fault: Callable[[str, str], None],
     ) -> None:
         self.address = address
-        self.in_flight: dict[int, Batch] = {}
+        self.in_flight: dict[int, Dispatch | _Canary] = {}
+        self.replica: Replica | None = None
         self.success_at_us = 0
         self.is_up = False
         self._replied_at_us = 0
@@ -98,21 +105,23 @@ class ReplicaLink(asyncio.Protocol):
 
     def _join(self) -> None:
         self.is_up = True
-        self._batcher.links.append(self)
-        self._batcher.flush()
+        self._batcher.join_link(self)
 
     def send_canary(self, now_us: int) -> None:
         """Send an inference of our own making, to see whether the replica can answer."""
         meta, payload = canary_batch(self._batcher.spec)
         # Canaries share the link's ids with batches, which count up from 1; these come from the other end.
-        batch = Batch(2**63 | now_us, [], meta.rows[0], CloseReason.ALONE, now_us)
-        frame = encode_frame(FrameKind.BATCH, batch.id, encode_meta(meta), [*payload], flags=BATCH_FLAG_CANARY)
-        self.send(batch, frame)
+        canary_id = 2**63 | now_us
+        frame = encode_frame(FrameKind.BATCH, canary_id, encode_meta(meta), [*payload], flags=BATCH_FLAG_CANARY)
+        self._write(canary_id, _Canary(meta.rows[0], now_us), frame)
 
-    def send(self, batch: Batch, frame: bytes) -> None:
+    def send(self, batch: Dispatch, frame: bytes) -> None:
         """Send a batch; it stays in flight until its reply or the loss of the link."""
+        self._write(batch.id, batch, frame)
+
+    def _write(self, frame_id: int, batch: Dispatch | _Canary, frame: bytes) -> None:
         assert self._transport is not None
-        self.in_flight[batch.id] = batch
+        self.in_flight[frame_id] = batch
         self._transport.write(frame)
 
     def data_received(self, data: bytes) -> None:
@@ -127,13 +136,13 @@ class ReplicaLink(asyncio.Protocol):
                 if batch is None:
                     raise FrameError(f"frame {frame.id}: expected the reply to a batch in flight, got an unknown id")
                 outputs: list[OutputTensor] = []
-                if batch.works:
+                if isinstance(batch, Dispatch):
                     # While it is in flight still: if the reply lies, its requests are tried elsewhere or answered.
                     outputs = self._batcher.read_reply(batch, meta, frame.payload)
                 self._redial.succeed()
                 if meta.outputs or any(failure.status < 500 for failure in meta.failures):
                     self.success_at_us = self._now_us()
-                if batch.works:
+                if isinstance(batch, Dispatch):
                     self._batcher.finish_batch(batch, meta, outputs)
                     del self.in_flight[frame.id]
                 else:
@@ -184,7 +193,6 @@ class ReplicaLink(asyncio.Protocol):
         if self.is_up:
             self.is_up = False
             self._batcher.lose_link(self, reason)
-            self._batcher.flush()
         self.in_flight.clear()
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from penstock.gateway.catalogue import Catalogue, Model
 from penstock.gateway.embeddings import Embedding
 from penstock.gateway.http import Exchange
 from penstock.gateway.inference import Target
+from penstock.gateway.terms import TermsReader
 from penstock.wire import oip_documents, openai
 from penstock.wire.oip import encode_error
 
@@ -57,6 +58,7 @@ class Routes:
         self._started_s = started_s
         self._query_statistics = query_statistics
         self._on_bug = on_bug
+        self._terms = TermsReader()
         self._routes: dict[tuple[str, bytes], _Route] = {}
         self._fixed: dict[bytes, dict[str, _Route]] = {
             b"/v2": {"GET": self._server_metadata},
@@ -184,7 +186,7 @@ class Routes:
         model = self._loaded(name, version)
         assert model.codec is not None
         assert model.batcher is not None
-        return Target(model.codec, model.batcher, self._now_us).start
+        return Target(model.codec, model.batcher, self._terms, self._now_us).start
 
     def _embeddings(self, exchange: Exchange) -> None:
         request = openai.decode_embeddings_request(exchange.body)
@@ -196,7 +198,8 @@ class Routes:
         openai.check_dimensions(model.spec, request.dimensions)
         if request.tokens and "token_ids" not in {t.name for t in model.spec.inputs}:
             raise InvalidInput(f"input: expected text, model {request.model!r} takes no token ids")
-        Embedding(exchange, request, model.batcher, self._now_us).submit(exchange.started_us)
+        terms = self._terms.read(exchange.headers)
+        Embedding(exchange, request, model.batcher, terms, self._now_us).submit(exchange.started_us)
 
     # -- documents -----------------------------------------------------------------------------------------------
 

@@ -50,9 +50,19 @@ class Gateway:
         wall_us: Wall clock, for dates.
         version: Of this program.
         pid: Of this process.
+        chance: Uniform in [0, 1), for choosing among replicas.
     """
 
-    def __init__(self, launch: GatewayLaunch, *, now_us: Clock, wall_us: Clock, version: str, pid: int) -> None:
+    def __init__(
+        self,
+        launch: GatewayLaunch,
+        *,
+        now_us: Clock,
+        wall_us: Clock,
+        version: str,
+        pid: int,
+        chance: Callable[[], float],
+    ) -> None:
         self._launch = launch
         self._now_us = now_us
         self._wall_us = wall_us
@@ -74,6 +84,7 @@ class Gateway:
             schedule_flush=self._schedule_flush,
             on_fault=self._report_fault,
             on_change=self._forget_routes,
+            chance=chance,
         )
         self._routes = Routes(
             self.catalogue,
@@ -170,7 +181,8 @@ class Gateway:
     # -- time ----------------------------------------------------------------------------------------------------
 
     def _call_later(self, delay_us: int, callback: Callable[[], None]) -> Callable[[], None]:
-        return self._loop.call_later(delay_us / 1e6, callback).cancel
+        # uvloop counts milliseconds and rounds to the nearest: rounded up here, a timer never fires before its time.
+        return self._loop.call_later(-(-delay_us // 1_000) / 1e3, callback).cancel
 
     def _schedule_flush(self, batcher: ModelBatcher) -> None:
         if not self._due:
@@ -201,14 +213,16 @@ class Gateway:
     def _report_now(self) -> None:
         self._reported_ready = self.catalogue.readiness()
         ready = {} if self._draining else self._reported_ready
-        self._control.report(GatewayReport(self._own_statistics(), ready, draining=self._draining))
+        models = self.catalogue.models.items()
+        profiles = {f"{name}:{version}": m.batcher.profiles() for (name, version), m in models if m.batcher is not None}
+        self._control.report(GatewayReport(self._own_statistics(), ready, self._draining, profiles))
 
     def _own_statistics(self) -> GatewayStatistics:
         """The counters with those gauges filled in that are not kept per request."""
         monotonic_to_wall_us = self._wall_us() - self._now_us()
         for model in self.catalogue.models.values():
             if model.batcher is not None:
-                model.statistics.pending = model.batcher.requests
+                model.batcher.snapshot_gauges()
                 if model.batcher.success_at_us:
                     model.statistics.last_inference_ms = (model.batcher.success_at_us + monotonic_to_wall_us) // 1_000
         return self._statistics

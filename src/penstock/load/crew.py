@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from penstock.core.arrivals import Times
 from penstock.core.errors import UpstreamError
-from penstock.load.arrivals import Times
 
 __all__ = ["Crew", "CrewResult"]
 
@@ -28,11 +28,17 @@ _READY_TIMEOUT_S = 60.0
 
 
 class CrewResult:
-    """What the processes recorded, put back into the order of the schedule (measured requests and warm-up alike)."""
+    """What the processes recorded, put back into the order of the schedule (measured requests and warm-up alike).
 
-    def __init__(self, latency_us: Times, lateness_us: Times, reports: Sequence[dict[str, Any]]) -> None:
-        self.latency_us = latency_us
-        self.lateness_us = lateness_us
+    `attempts`, `delay_us` and `refusals` are as in `Recording`, `refusals` with four columns, in no order.
+    """
+
+    def __init__(self, arrays: dict[str, Times], reports: Sequence[dict[str, Any]]) -> None:
+        self.latency_us = arrays["latency"]
+        self.lateness_us = arrays["lateness"]
+        self.attempts = arrays["attempts"]
+        self.delay_us = arrays["delay"]
+        self.refusals = arrays["refusals"]
         self.cpu_us = sum(int(report["cpu_us"]) for report in reports)
         self.connections = sum(int(report["connections"]) for report in reports)
         self.held_count = sum(int(report["held"]) for report in reports)
@@ -111,15 +117,26 @@ class Crew:
             self._tell(index, {"start_at_us": start_at_us})
         self._wait_messages("done", start_at_us + planned_us, on_progress)
         reports = [report for report in self._reports if report is not None]
-        return CrewResult(self._interleave("latency"), self._interleave("lateness"), reports)
+        arrays = {kind: self._interleave(kind) for kind in ("latency", "lateness", "attempts", "delay")}
+        return CrewResult({**arrays, "refusals": self._gather_refusals()}, reports)
+
+    def _load(self, kind: str) -> list[Times]:
+        return [np.load(f"{assignment['results']}.{kind}.npy") for assignment in self._assignments]
 
     def _interleave(self, kind: str) -> Times:
         """Return the processes' arrays put back into the order of the schedule."""
-        parts = [np.load(f"{assignment['results']}.{kind}.npy") for assignment in self._assignments]
-        whole = np.empty(sum(len(part) for part in parts), dtype=np.int64)
+        parts = self._load(kind)
+        whole = np.empty(sum(len(part) for part in parts), dtype=parts[0].dtype)
         for index, part in enumerate(parts):
             whole[index :: len(parts)] = part
         return whole
+
+    def _gather_refusals(self) -> Times:
+        """Return the refusals of all processes, with indexes into the whole schedule."""
+        parts = self._load("refusals")
+        for index, part in enumerate(parts):
+            part[:, 0] = part[:, 0] * len(parts) + index
+        return np.concatenate(parts)
 
     def _tell(self, index: int, message: dict[str, Any]) -> None:
         pipe = self._processes[index].stdin

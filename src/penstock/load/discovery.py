@@ -93,7 +93,9 @@ def _exchange(
     target: Target, method: str, path: str, body: bytes | None = None, timeout_s: float = _TIMEOUT_S
 ) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(target.host, target.port, timeout=timeout_s)
-    headers = {"Content-Type": "application/json"} if body is not None else {}
+    headers = dict(line.split(": ", 1) for line in target.headers)
+    if body is not None:
+        headers["Content-Type"] = "application/json"
     try:
         connection.request(method, path, body=body, headers=headers)
         answer = connection.getresponse()

@@ -1,8 +1,9 @@
 """The open loop: send each request at its intended time, whatever the server does, and time it from that instant.
 
 A request that finds no free connection waits in line with its clock running; nothing is ever skipped or rescheduled,
-so a stall of s ms shows in every request intended during it (no coordinated omission). One loop, one timer for the
-whole schedule, one outstanding request per connection, no object per request. Clocks and sockets come in as arguments.
+so a stall of s ms shows in every request intended during it (no coordinated omission). A refused one may be sent again,
+its clock still running. One loop, one timer for the whole schedule, one outstanding request per connection, no object
+per request. Clocks and sockets come in as arguments.
 
     opening --connected--> free --send--> busy --answer--> free      any --closed, timeout, malformed--> gone
 
@@ -13,11 +14,12 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from penstock.load.network import BROKEN, READABLE, WRITABLE, Network, Socket
-from penstock.load.parsing import AnswerParser, MalformedAnswer
+from penstock.load.parsing import Answer, AnswerParser, MalformedAnswer
 
-__all__ = ["FAILURE_REASONS", "PENDING", "SHED", "Driver", "DriverConfig", "Recording"]
+__all__ = ["BACKOFF_US_MAX", "FAILURE_REASONS", "PENDING", "RETRIES_MAX", "SHED", "Driver", "DriverConfig", "Recording"]
 
 # What stands in `Recording.latency_us` in place of a latency, when a request got no good answer.
 PENDING = -1
@@ -38,10 +40,14 @@ FAILURE_REASONS: dict[int, str] = {
 }
 _SHED_STATUSES = frozenset((429, 503, 504))
 
+BACKOFF_US_MAX = 100_000  # a client that waits longer than the SLOs of this project might as well give up
+RETRIES_MAX = 100  # attempts are counted in one byte
+
 # Sends between two looks at the sockets when the loop has fallen behind: about 1 ms of work.
 _SENDS_PER_ROUND_MAX = 64
 _RECV_BYTES = 65_536
 _PROGRESS_EVERY_US = 250_000
+_NEVER_US = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,9 @@ class DriverConfig:
             most this (it is in the latencies); in return a wake-up serves several requests. At 10,000 requests per
             second 400 µs took 16 to 21 µs of CPU time per request; waking for each took 25 to 30 (measured).
         measured_from: Index of the first request after the warm-up.
+        retries: How often a refused request is sent again, 0 to `RETRIES_MAX`.
+        backoff_us: How long after its refusal, µs. -1: as long as the server says, at most `BACKOFF_US_MAX`, which is
+            also what a server is taken to mean that says nothing.
     """
 
     connections_start: int
@@ -63,6 +72,8 @@ class DriverConfig:
     timeout_us: int
     nap_us: int = 400
     measured_from: int = 0
+    retries: int = 0
+    backoff_us: int = -1
 
 
 @dataclass(slots=True)
@@ -73,7 +84,11 @@ class Recording:
         latency_us: From the intended time to the end of a good answer, µs, or one of the negative outcome codes.
         lateness_us: How late the generator itself came to the request, µs. Waiting for a connection is the server's
             doing and is not in here.
-        status_counts: Answers by HTTP status, measured requests only.
+        attempts: How often each was sent; empty when nothing may be sent again (then at most once).
+        delay_us: How long after its intended time its last attempt was due, µs; empty likewise.
+        refusals: Four numbers for each refusal, final or not: index, when it came (µs from the start), how long after
+            the request was sent, µs, and its status.
+        status_counts: Answers by HTTP status, measured requests only, every attempt.
         cpu_us: CPU time of this process from the first measured request to the end.
         connections_opened: All that were opened successfully.
         held_count: Requests that found no free connection, measured or not.
@@ -81,6 +96,9 @@ class Recording:
 
     latency_us: "array[int]"
     lateness_us: "array[int]"
+    attempts: "array[int]" = field(default_factory=lambda: array("B"))
+    delay_us: "array[int]" = field(default_factory=lambda: array("q"))
+    refusals: "array[int]" = field(default_factory=lambda: array("q"))
     status_counts: dict[int, int] = field(default_factory=dict)
     cpu_us: int = 0
     connections_opened: int = 0
@@ -88,11 +106,12 @@ class Recording:
 
 
 class _Connection:
-    __slots__ = ("index", "is_open", "parser", "socket", "unsent")
+    __slots__ = ("index", "is_open", "parser", "sent_us", "socket", "unsent")
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
         self.index = -1  # of the request in flight, -1 if none
+        self.sent_us = 0
         self.is_open = False
         self.parser = AnswerParser()
         self.unsent: memoryview | None = None
@@ -127,6 +146,7 @@ class Driver:
         on_progress: Callable[[int, int], None] = _ignore_progress,
     ) -> None:
         assert 1 <= config.connections_start <= config.connections_max
+        assert 0 <= config.retries <= RETRIES_MAX
         self._config = config
         self._schedule = schedule_us
         self._request = request
@@ -141,7 +161,12 @@ class Driver:
         self._opening = 0
         self._free: list[_Connection] = []  # last in, first out: the busiest few stay warm
         self._line: deque[int] = deque()  # begun, waiting for a connection; oldest first
-        self._recording = Recording(array("q", [PENDING]) * len(schedule_us), array("q", [0]) * len(schedule_us))
+        self._again: list[tuple[int, int]] = []  # a heap: when to send which refused request again
+        count = len(schedule_us)
+        self._recording = Recording(array("q", [PENDING]) * count, array("q", [0]) * count)
+        if config.retries:
+            self._recording.attempts = array("B", [0]) * count
+            self._recording.delay_us = array("q", [0]) * count
 
     def wait_connected(self, timeout_us: int) -> int:
         """Open the first connections; return how many are open after at most `timeout_us`. Blocks."""
@@ -159,16 +184,17 @@ class Driver:
 
         Cost: at most the schedule's length and `timeout_us`. The recording has no PENDING left.
         """
-        clock, schedule, config = self._clock, self._schedule, self._config
+        clock, config = self._clock, self._config
         self._start_us = start_at_us
-        count = len(schedule)
+        count = len(self._schedule)
         sweep_every_us = max(1_000, min(100_000, config.timeout_us // 10))
         sweep_at = progress_at = 0
         cpu_from = -1
         while self._ended < count:
             now = clock() - start_at_us
-            if self._next < count and schedule[self._next] <= now:
+            if self._next_due_us() <= now:
                 self._send_due(now)
+                self._send_again(clock() - start_at_us)
                 if cpu_from < 0 and self._next > config.measured_from:
                     cpu_from = self._cpu_us()
                 now = clock() - start_at_us
@@ -180,7 +206,7 @@ class Driver:
                     progress_at = now + _PROGRESS_EVERY_US
             timeout_us = sweep_at - now
             is_nap = False
-            if self._next < count and (due_us := schedule[self._next] - now) < timeout_us:
+            if (due_us := self._next_due_us() - now) < timeout_us:
                 is_nap = 0 < due_us < config.nap_us
                 timeout_us = config.nap_us if is_nap else max(due_us, 0)
             for descriptor, mask in self._network.wait_events(timeout_us, is_nap=is_nap):
@@ -191,6 +217,11 @@ class Driver:
             self._drop(connection)
         return self._recording
 
+    def _next_due_us(self) -> int:
+        """Return when the next request, new or refused before, is to be sent, µs from the start."""
+        due_us = self._schedule[self._next] if self._next < len(self._schedule) else _NEVER_US
+        return min(due_us, self._again[0][0]) if self._again else due_us
+
     def _send_due(self, now: int) -> None:
         schedule, lateness, clock, start_us = self._schedule, self._recording.lateness_us, self._clock, self._start_us
         index = self._next
@@ -198,18 +229,38 @@ class Driver:
         while index < stop and schedule[index] <= now:
             lateness[index] = now - schedule[index]
             if self._free:
-                self._send(self._free.pop(), index)
+                self._send(self._free.pop(), index, now)
             else:
-                self._recording.held_count += 1
-                self._line.append(index)
-                self._open_for_line()
+                self._hold(index)
             index += 1
             now = clock() - start_us
         self._next = index
 
-    def _send(self, connection: _Connection, index: int) -> None:
+    def _send_again(self, now: int) -> None:
+        """Send the refused requests whose time has come, as many in one go as new ones."""
+        again = self._again
+        for _ in range(_SENDS_PER_ROUND_MAX):
+            if not again or again[0][0] > now:
+                return
+            due_us, index = heappop(again)
+            self._recording.delay_us[index] = due_us - self._schedule[index]
+            if self._free:
+                self._send(self._free.pop(), index, now)
+            else:
+                self._hold(index)
+
+    def _hold(self, index: int) -> None:
+        """Put a request into the line for a connection."""
+        self._recording.held_count += 1
+        self._line.append(index)
+        self._open_for_line()
+
+    def _send(self, connection: _Connection, index: int, now: int) -> None:
         data = self._request(index)
         connection.index = index
+        connection.sent_us = now
+        if self._config.retries:
+            self._recording.attempts[index] += 1
         try:
             sent = connection.socket.send(data)
         except BlockingIOError:
@@ -249,27 +300,47 @@ class Driver:
             if not data:
                 self._lose(connection, CLOSED)
             return
-        index = connection.index
-        if index < 0 or connection.unsent is not None:  # an answer to nothing, or to half a request
+        if connection.index < 0 or connection.unsent is not None:  # an answer to nothing, or to half a request
             self._lose(connection, MALFORMED)
             return
-        status, body, is_reusable = answer
-        if 200 <= status < 300:
-            outcome = self._clock() - self._start_us - self._schedule[index] if is_inference_answer(body) else MALFORMED
-        else:
-            outcome = SHED if status in _SHED_STATUSES else STATUS
-        if index >= self._config.measured_from:
-            counts = self._recording.status_counts
-            counts[status] = counts.get(status, 0) + 1
-        self._end(index, outcome)
-        connection.index = -1
-        if not is_reusable or not data:
+        now = self._take_answer(connection, answer)
+        if not answer[2] or not data:
             self._drop(connection)
             self._open_for_line()
         elif self._line:
-            self._send(connection, self._line.popleft())
+            self._send(connection, self._line.popleft(), now)
         else:
             self._free.append(connection)
+
+    def _take_answer(self, connection: _Connection, answer: Answer) -> int:
+        """Record the answer to the request in flight; return when it came."""
+        index = connection.index
+        status, body, _, retry_after_us = answer
+        now = self._clock() - self._start_us
+        if index >= self._config.measured_from:
+            counts = self._recording.status_counts
+            counts[status] = counts.get(status, 0) + 1
+        if 200 <= status < 300:
+            self._end(index, now - self._schedule[index] if is_inference_answer(body) else MALFORMED)
+        elif status in _SHED_STATUSES:
+            self._recording.refusals.extend((index, now, now - connection.sent_us, status))
+            self._take_refusal(index, now, retry_after_us)
+        else:
+            self._end(index, STATUS)
+        connection.index = -1
+        return now
+
+    def _take_refusal(self, index: int, now: int, retry_after_us: int) -> None:
+        """Plan to send a refused request again, or end it: out of attempts, or no time for another."""
+        config = self._config
+        if config.retries and self._recording.attempts[index] <= config.retries:
+            backoff_us = config.backoff_us
+            if backoff_us < 0:
+                backoff_us = min(retry_after_us, BACKOFF_US_MAX) if retry_after_us >= 0 else BACKOFF_US_MAX
+            if now + backoff_us - self._schedule[index] < config.timeout_us:
+                heappush(self._again, (now + backoff_us, index))
+                return
+        self._end(index, SHED)
 
     def _send_rest(self, connection: _Connection) -> None:
         assert connection.unsent is not None
@@ -311,7 +382,7 @@ class Driver:
         self._recording.connections_opened += 1
         self._network.watch(connection.socket, READABLE)
         if self._line:
-            self._send(connection, self._line.popleft())
+            self._send(connection, self._line.popleft(), self._clock() - self._start_us)
         else:
             self._free.append(connection)
 
@@ -339,7 +410,8 @@ class Driver:
         schedule = self._schedule
         expired_before = now - self._config.timeout_us
         while self._line and schedule[self._line[0]] < expired_before:
-            self._end(self._line.popleft(), UNSENT)
+            index = self._line.popleft()
+            self._end(index, SHED if self._config.retries and self._recording.attempts[index] else UNSENT)
         for connection in list(self._connections.values()):
             if connection.index >= 0 and schedule[connection.index] < expired_before:
                 self._lose(connection, TIMEOUT)

@@ -38,12 +38,16 @@ shelf shirt short sight skill sleep small smart smile smoke solid sound south sp
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go: host and port to connect to, `base` a path prefix without trailing slash, and the model."""
+    """Where requests go: host and port to connect to, `base` a path prefix without trailing slash, and the model.
+
+    `headers` are further header lines of each request, `name: value`.
+    """
 
     host: str
     port: int
     base: str
     model: str
+    headers: tuple[str, ...] = ()
 
     @property
     def authority(self) -> str:
@@ -83,15 +87,16 @@ class RequestPool:
 
 
 def build_request_pool(
-    target: Target, inputs: Sequence[TensorSpec], rng: np.random.Generator, *, is_same: bool = False
+    target: Target, inputs: Sequence[TensorSpec], rng: np.random.Generator, *, is_same: bool = False, rows: int = 1
 ) -> RequestPool:
     """Make random requests that fit a model: FP in [0, 1) with 4 digits, integers 10-99, words for BYTES.
 
     Args:
-        target: For the request line and Host header.
-        inputs: What the model declares. Optional ones are left out unless all are; the batch is 1; an inner -1 is 8.
+        target: For the request line and headers.
+        inputs: What the model declares. Optional ones are left out unless all are; an inner -1 is 8.
         rng: Consumed. The same state gives the same pool.
         is_same: One request for all, to see what a cache does.
+        rows: Length of the batch dimension, where there is one.
 
     Raises:
         ConfigError: There is no input to vary.
@@ -99,21 +104,21 @@ def build_request_pool(
     chosen = [t for t in inputs if not t.optional] or list(inputs[:1])
     if not chosen:
         raise ConfigError("--model: expected a model with declared inputs, got none. Give a request with --input FILE.")
-    first, count = chosen[0], _element_count(chosen[0])
+    first, count = chosen[0], _element_count(chosen[0], rows)
     fragment_elements = min(count, _FRAGMENT_ELEMENTS.get(first.datatype, 2))
     fragments = _draw_fragments(first.datatype, fragment_elements, rng, is_alone=fragment_elements == count)
     heads: list[bytes] = []
     tails: list[bytes] = []
     tail_count = 1 if is_same else TAIL_COUNT_MAX
     while len(tails) < tail_count:
-        opening = f'{{"inputs":[{_describe(first)},"data":['
+        opening = f'{{"inputs":[{_describe(first, rows)},"data":['
         rest = _draw_elements(first.datatype, count - fragment_elements, rng)
         closing = ("," if rest else "") + ",".join(rest) + "]}"
         if first.datatype == "BYTES":  # the fragment is the beginning of the first text
             closing = f' {" ".join(_draw_words(int(rng.integers(3, 9)), rng))}"{closing}'
         for spec in chosen[1:]:
-            data = ",".join(_draw_elements(spec.datatype, _element_count(spec), rng))
-            closing += f',{_describe(spec)},"data":[{data}]}}'
+            data = ",".join(_draw_elements(spec.datatype, _element_count(spec, rows), rng))
+            closing += f',{_describe(spec, rows)},"data":[{data}]}}'
         closing += "]}"
         heads.append(_request_head(target, len(opening) + len(fragments[0]) + len(closing)) + opening.encode())
         tails.append(closing.encode())
@@ -151,26 +156,28 @@ _FRAGMENT_ELEMENTS = {"FP16": 1, "FP32": 1, "FP64": 1, "BYTES": 1, "BOOL": 8}  #
 
 
 def _request_head(target: Target, length: int) -> bytes:
+    headers = "".join(f"{line}\r\n" for line in target.headers)
     return (
-        f"POST {target.infer_path} HTTP/1.1\r\nHost: {target.authority}\r\n"
+        f"POST {target.infer_path} HTTP/1.1\r\nHost: {target.authority}\r\n{headers}"
         f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     ).encode()
 
 
-def _shape(spec: TensorSpec) -> list[int]:
+def _shape(spec: TensorSpec, rows: int) -> list[int]:
     inner = [OPEN_DIMENSION if d == -1 else d for d in spec.shape]
     if spec.is_batched:
-        inner[0] = 1
+        inner[0] = rows
     return inner
 
 
-def _element_count(spec: TensorSpec) -> int:
-    return prod(_shape(spec))
+def _element_count(spec: TensorSpec, rows: int) -> int:
+    return prod(_shape(spec, rows))
 
 
-def _describe(spec: TensorSpec) -> str:
+def _describe(spec: TensorSpec, rows: int) -> str:
     """Return the input's JSON object up to its data, left open."""
-    return json.dumps({"name": spec.name, "shape": _shape(spec), "datatype": spec.datatype}, separators=(",", ":"))[:-1]
+    described = {"name": spec.name, "shape": _shape(spec, rows), "datatype": spec.datatype}
+    return json.dumps(described, separators=(",", ":"))[:-1]
 
 
 def _draw_words(count: int, rng: np.random.Generator) -> list[str]:

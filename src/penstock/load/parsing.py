@@ -9,8 +9,9 @@ import httptools
 
 __all__ = ["Answer", "AnswerParser", "MalformedAnswer"]
 
-# Status, body, and whether the connection may be used again. A bare tuple: one is made per request.
-Answer = tuple[int, bytes, bool]
+# Status, body, whether the connection may be used again, and when to come back, µs: -1 unless a refusal says so. A bare
+# tuple: one is made per request.
+Answer = tuple[int, bytes, bool, int]
 
 
 class MalformedAnswer(Exception):
@@ -71,13 +72,24 @@ def parse_whole(data: bytes) -> Answer | None:
         stop = head.find(b"\r\n", at + 13)
         if head[at + 13 : stop if stop >= 0 else head_end].strip() != b"keep-alive":
             return None
-    return int(code), data[head_end + 4 :], True
+    return int(code), data[head_end + 4 :], True, -1 if code[:1] == b"2" else read_retry_after_us(head)
+
+
+def read_retry_after_us(head: bytes) -> int:
+    """Return what `retry-after-ms`, or else `retry-after` in seconds, says in a lower-case head, µs; -1 if neither."""
+    for name, unit_us in ((b"\r\nretry-after-ms:", 1_000), (b"\r\nretry-after:", 1_000_000)):
+        at = head.find(name)
+        if at >= 0:
+            value = head[at + len(name) :].partition(b"\r\n")[0].strip()
+            if value.isdigit():
+                return int(value) * unit_us
+    return -1
 
 
 class _SlowParser:
     """One answer by llhttp; the callbacks are its interface."""
 
-    __slots__ = ("_answer", "_body", "_has_length", "_is_head_done", "_is_over", "_parser")
+    __slots__ = ("_answer", "_body", "_has_length", "_head", "_is_head_done", "_is_over", "_parser")
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
@@ -98,19 +110,23 @@ class _SlowParser:
 
     def feed_eof(self) -> Answer | None:
         if self._is_head_done and not self._has_length and self._answer is None:
-            return self._parser.get_status_code(), b"".join(self._body), False
+            return self._parser.get_status_code(), b"".join(self._body), False, read_retry_after_us(self._head)
         return None
 
     def on_message_begin(self) -> None:
         if self._answer is not None:
             self._is_over = True
         self._body: list[bytes] = []
+        self._head = b""
         self._has_length = False
         self._is_head_done = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() in (b"content-length", b"transfer-encoding"):
+        name = name.lower()
+        if name in (b"content-length", b"transfer-encoding"):
             self._has_length = True
+        elif name.startswith(b"retry-after"):
+            self._head += b"\r\n" + name + b":" + value
 
     def on_headers_complete(self) -> None:
         self._is_head_done = True
@@ -121,4 +137,5 @@ class _SlowParser:
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
         if status >= 200:  # a 1xx is only a promise of the answer
-            self._answer = status, b"".join(self._body), bool(self._parser.should_keep_alive())
+            retry_after_us = read_retry_after_us(self._head)
+            self._answer = status, b"".join(self._body), bool(self._parser.should_keep_alive()), retry_after_us

@@ -6,13 +6,13 @@ Not here: drawing (`cli/bench.py`). Source of the certification rule: `verdict.p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
 import numpy as np
 
-from penstock.load.arrivals import Times
+from penstock.core.arrivals import Times
 from penstock.load.driver import FAILURE_REASONS, SHED, UNSENT
 from penstock.load.verdict import over_slo_allowed
 
@@ -35,7 +35,7 @@ LOST_RATIO_MAX = 0.01  # failed and shed together
 CONFIDENCE = 0.99
 
 _LATENCY_PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999, "max": 1.0}
-_LATENESS_PERCENTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+_REFUSAL_PERCENTILES = _LATENESS_PERCENTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,9 @@ class Measurement:
         slo_us: Latency that p95 must not exceed.
         cpu_us: CPU time of the generator over the measured part, all processes.
         distinct_inputs: How many different requests were among those sent.
-        status_counts: Answers by HTTP status.
+        status_counts: Answers by HTTP status, every attempt.
+        refusal_us: How long each refusal took from sending, every attempt, final or not.
+        attempt_count: How often requests were sent altogether; None if none was sent again.
         connections: Connections opened.
         held_count: Requests that waited for a connection.
     """
@@ -63,6 +65,8 @@ class Measurement:
     cpu_us: int
     distinct_inputs: int
     status_counts: dict[int, int]
+    refusal_us: Times = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    attempt_count: int | None = None
     connections: int = 0
     held_count: int = 0
 
@@ -119,6 +123,8 @@ def build_report(run: Measurement) -> dict[str, Any]:
         "failed": failed,
         "shed": shed,
         "failures": {text: count for text, count in failures.items() if count},
+        "attempts": sent if run.attempt_count is None else run.attempt_count,
+        "refusal_ms": _summarise(np.sort(run.refusal_us), _REFUSAL_PERCENTILES),
         "status_counts": {str(status): count for status, count in sorted(run.status_counts.items())},
         "slo_ms": run.slo_us / 1e3,
         "slo_attainment": round(within / planned, 6) if planned else 0.0,

@@ -1,11 +1,12 @@
-"""When to close a batch: `size_or_timeout` with dispatch at once to an idle replica.
+"""When to close a batch: three policies, asked whenever something changed and a replica could take one.
 
-Waiting for company only pays while every replica is busy: an idle replica costs nothing to start, and what arrives
-while it runs forms the next batch. Credits bound what a replica holds, so work stays where it can still be reordered.
-Pure. Carried out by `gateway/batcher.py`.
+deadline         as soon as waiting cannot pay, at the latest when one more request would make the first one late
+size_or_timeout  when it is full, or its first request has waited long enough; at once for an idle replica if `eager`
+adaptive         at once, up to a size learned from whether batches keep the SLO
 
-Source: dynamic batching with a size and a delay limit is the classic of Clipper (NSDI 2017) and Triton; the eager rule
-for an idle server is the batch-service queue of Inoue, "Queueing analysis of GPU-based inference servers" (2019).
+Pure. Carried out by `gateway/batcher.py` live and by `sim/` simulated, through `scheduling.py`.
+Source: size and delay limits are the classic of Clipper (NSDI 2017) and Triton; AIMD of batch sizes is Clipper's;
+the last useful moment is Symphony's (arXiv 2308.07470); that a threshold is optimal: arXiv 2301.12865.
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,25 @@ from enum import Enum
 
 from penstock.core.models import Batching
 
-__all__ = ["CREDITS_PER_REPLICA", "CloseReason", "Dispatch", "QueueView", "Wait", "decide_dispatch"]
+__all__ = [
+    "AdaptiveSize",
+    "Close",
+    "CloseReason",
+    "QueueView",
+    "Wait",
+    "count_fitting",
+    "decide_close",
+    "plan_target",
+]
 
-# One batch running and one staged behind it: the replica never idles between batches, and no third batch is
-# committed to it while it could still go elsewhere.
-CREDITS_PER_REPLICA = 2
+# A replica that is nearly free is worth waiting for no longer than this many of the periods at which batches leave.
+HOLD_PERIODS = 2.0
+# Timers of an event loop under load are late by about this much (measured: 1-2 ms); a batch that leaves at the last
+# useful moment leaves this much before it.
+GUARD_US = 1_000
+# One replica gets batches in which the queue's chance fluctuations find room too: with no second replica to take what
+# is left over, a batch cut short to save its first request makes the next ones late. Found by simulation.
+SOLE_REPLICA_RATIO = 1.5
 
 
 class CloseReason(Enum):
@@ -26,32 +41,43 @@ class CloseReason(Enum):
     FULL = "full"  # it reached size_max, or the next request would not have fitted
     TIMEOUT = "timeout"  # its oldest request had waited wait_us_max
     IDLE = "idle"  # a replica had nothing to do
+    ENOUGH = "enough"  # it is as large as the rate of arrivals needs batches to be
+    DEADLINE = "deadline"  # one more request would have made its first one late
+    HELD = "held"  # what was expected to join it did not come
     ALONE = "alone"  # its request may not share a batch: it is being retried, or the model has no batch dimension
 
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """What the decider may know of one queue and of the replicas that serve it.
+    """What the decider may know of one queue and of the replicas that serve it. At least one can take a batch.
 
     Args:
-        rows: Rows the next batch would have, 0 if the queue is empty.
-        is_full: No further waiting request could join that batch.
+        rows: Rows waiting, >= 1.
         is_alone: Its first request must travel alone.
         oldest_us: When the longest-waiting request was queued.
-        replicas_idle: Replicas with nothing outstanding from this gateway.
-        replicas_stageable: Replicas with one batch running and a credit left.
+        deadline_us: The earliest deadline.
+        available: Replicas that can take a batch now.
+        idle: Those of them that have nothing to do.
+        target: Rows that batches need to have at this rate of arrivals (`plan_target`).
+        period_us: How often such batches leave.
+        latest_us: The last moment at which one more request could still join without making the first one late.
+        size_max: Largest batch now: the model's, or what `adaptive` has learned.
     """
 
     rows: int
-    is_full: bool
     is_alone: bool
     oldest_us: int
-    replicas_idle: int
-    replicas_stageable: int
+    deadline_us: int
+    available: int
+    idle: int
+    target: int
+    period_us: int
+    latest_us: int
+    size_max: int
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatch:
+class Close:
     """Close the batch now and send it."""
 
     reason: CloseReason
@@ -64,11 +90,10 @@ class Wait:
     until_us: int | None
 
 
-_WAIT_FOR_CHANGE = Wait(None)
-_DISPATCH = {reason: Dispatch(reason) for reason in CloseReason}
+_CLOSE = {reason: Close(reason) for reason in CloseReason}
 
 
-def decide_dispatch(config: Batching, view: QueueView, *, now_us: int) -> Dispatch | Wait:
+def decide_close(config: Batching, view: QueueView, *, now_us: int) -> Close | Wait:
     """Decide whether the next batch of one queue leaves now.
 
     Args:
@@ -77,17 +102,99 @@ def decide_dispatch(config: Batching, view: QueueView, *, now_us: int) -> Dispat
         now_us: Monotonic, µs.
 
     Returns:
-        Dispatch with the reason, or Wait. Never Dispatch when no replica has a credit left.
+        Close with the reason, or Wait.
     """
-    if not view.rows or not (view.replicas_idle or view.replicas_stageable):
-        return _WAIT_FOR_CHANGE
     if view.is_alone:
-        return _DISPATCH[CloseReason.ALONE]
-    if view.is_full:
-        return _DISPATCH[CloseReason.FULL]
-    if view.replicas_idle:
-        return _DISPATCH[CloseReason.IDLE]
+        return _CLOSE[CloseReason.ALONE]
+    if view.rows >= view.size_max:
+        return _CLOSE[CloseReason.FULL]
+    if config.policy == "deadline":
+        return _decide_by_deadline(config, view, now_us)
+    if config.policy == "adaptive" or (config.eager and view.idle):
+        return _CLOSE[CloseReason.IDLE]
     due_us = view.oldest_us + config.wait_us_max
-    if now_us >= due_us:
-        return _DISPATCH[CloseReason.TIMEOUT]
-    return Wait(due_us)
+    return _CLOSE[CloseReason.TIMEOUT] if now_us >= due_us else Wait(due_us)
+
+
+def _decide_by_deadline(config: Batching, view: QueueView, now_us: int) -> Close | Wait:
+    if config.mode != "throughput":
+        if view.rows >= view.target:
+            return _CLOSE[CloseReason.ENOUGH]
+        if view.available > 1:
+            # What arrives next still finds a replica: waiting would cost this request time and save nobody any.
+            return _CLOSE[CloseReason.IDLE]
+    if now_us >= view.latest_us:
+        return _CLOSE[CloseReason.DEADLINE]
+    held_us = view.oldest_us + round(HOLD_PERIODS * view.period_us)
+    if now_us >= held_us:
+        return _CLOSE[CloseReason.HELD]
+    return Wait(min(view.latest_us, held_us))
+
+
+def plan_target(*, rate: float, alpha_us: float, beta_us: float, replicas: float, size_max: int) -> tuple[int, int]:
+    """Plan how large batches must be so that replicas keep up with the arrivals, and how often they then leave.
+
+    With batches of b rows N replicas carry N·b / (β + α·b) rows per µs. Asking that this be no less than the rate λ
+    gives b = λ·β / (N - λ·α); a batch then leaves every b / λ. Larger ones would only make requests wait longer,
+    smaller ones would not keep up.
+
+    Args:
+        rate: Rows that arrive per µs, >= 0.
+        alpha_us, beta_us: What a row adds to a batch and what a batch costs, µs.
+        replicas: How many there are, each counted as its share of a replica as fast as the profile says, > 0.
+        size_max: Largest batch that makes sense.
+
+    Returns:
+        Rows, 1 to size_max, and the period, µs.
+    """
+    if rate <= 0:
+        return 1, 0
+    spare = replicas - rate * alpha_us
+    wanted = size_max if spare <= 0 else min(rate * beta_us / spare, size_max)
+    # Rounded up: one that is a little too large keeps up, one that is a little too small does not.
+    return max(-int(-wanted // 1), 1), round(wanted / rate)
+
+
+def count_fitting(*, slack_us: int, alpha_us: float, beta_us: float, replicas: float, size_max: int) -> int:
+    """Return the largest batch that can be sustained within a latency: the b with ℓ(b)·(1 + 1/N) = slack.
+
+    A request waits up to ℓ(b)/N for the next of N evenly spaced batches to leave, then ℓ(b) for its own.
+
+    Source: Symphony, arXiv 2308.07470, section 3; with one replica it is the rule of Nexus (SOSP 2019), ℓ(b) = slack/2.
+    """
+    room_us = slack_us / (1 + 1 / max(replicas, 1.0)) - beta_us
+    if room_us <= 0:
+        return 1
+    return min(int(room_us / alpha_us), size_max) if alpha_us * size_max > room_us else size_max
+
+
+class AdaptiveSize:
+    """Learns the largest batch that keeps the SLO: one more row after each full batch that did, 0.9 of it after a miss.
+
+    Args:
+        size_max: The model's largest batch.
+        slo_us: Latency to keep; 0 if none is stated, and then batches may always grow.
+
+    Source: Clipper (NSDI 2017), section 4.3.1.
+    """
+
+    __slots__ = ("_size", "_size_max", "_slo_us")
+
+    DECREASE = 0.9
+
+    def __init__(self, size_max: int, slo_us: int) -> None:
+        self._size = 1.0
+        self._size_max = size_max
+        self._slo_us = slo_us
+
+    @property
+    def rows(self) -> int:
+        """The size in force."""
+        return int(self._size)
+
+    def observe(self, rows: int, latency_us: int) -> None:
+        """Take note of a batch of `rows` whose slowest request took `latency_us` from arrival to answer."""
+        if self._slo_us and latency_us > self._slo_us:
+            self._size = max(self._size * self.DECREASE, 1.0)
+        elif rows >= self.rows:
+            self._size = min(self._size + 1.0, float(self._size_max))

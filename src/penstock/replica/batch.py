@@ -1,13 +1,12 @@
-"""The nouns of a replica: a batch as received, the reply to it, and which waiting batches may run together."""
+"""The nouns of a replica: a batch as received, the reply to it."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from penstock.wire.frame import BatchMeta, ReplyMeta
 
-__all__ = ["Batch", "Reply", "Signature", "plan_merge"]
+__all__ = ["Batch", "Reply", "Signature"]
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -54,28 +53,3 @@ class Reply(NamedTuple):
 
     meta: ReplyMeta
     payload: list[bytes | memoryview]
-
-
-def plan_merge(waiting: Sequence[Batch], *, row_count_max: int) -> list[int]:
-    """Plan which waiting batches run together next.
-
-    Args:
-        waiting: At least one batch, oldest first.
-        row_count_max: Most rows to run together. A first batch that is larger runs alone.
-
-    Returns:
-        Indices, ascending, always beginning with 0: the oldest never waits for a later one. Then those of its
-        signature, in order, up to the first that does not fit: a small late one never passes a large early one.
-    """
-    first = waiting[0]
-    chosen = [0]
-    row_count = first.row_count
-    if first.signature[2]:
-        return chosen
-    for k in range(1, len(waiting)):
-        if waiting[k].signature == first.signature:
-            row_count += waiting[k].row_count
-            if row_count > row_count_max:
-                break
-            chosen.append(k)
-    return chosen

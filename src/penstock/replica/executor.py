@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from penstock.core.errors import CallerError, InvalidInput
+from penstock.core.profiles import CostProfile
 from penstock.replica.batch import Batch, Reply, Signature
 from penstock.replica.inputs import InputPlan, gather_inputs, plan_inputs, read_inputs, rows_not_finite
 from penstock.replica.outputs import OutputMistake, check_outputs, pack_outputs, plan_outputs
@@ -96,6 +97,8 @@ class Executor:
         self._is_batched = self._spec.is_batched
         self._now_us = now_us
         self._log = log
+        # The least time any request needs, µs: one with less left would come too late even alone.
+        self._least_us = 1
         self._logged: set[Any] = set()
         self._plans: dict[Signature, InputPlan] = {}
         self._outputs = plan_outputs(self._spec)
@@ -104,6 +107,10 @@ class Executor:
     def row_count_max(self) -> int:
         """Most rows worth merging into one execution; 0 if batches must not be merged."""
         return self._spec.batching.size_max if self._is_batched else 0
+
+    def use_profile(self, profile: CostProfile) -> None:
+        """Return requests unexecuted from now on that could not meet their deadline even if they ran alone."""
+        self._least_us = profile.time_us(1)
 
     def execute(self, batches: Sequence[Batch]) -> list[Reply]:
         """Run batches together and answer each.
@@ -154,11 +161,15 @@ class Executor:
             executed_rows = len(next(iter(inputs.values())))
             arrays = self._run(execution, inputs, executed_rows) if self._is_batched else self._run_alone(execution)
         packed = self._pack(execution, arrays)
-        output_us = self._now_us() - run_at_us - execution.execute_us
+        input_us = run_at_us - started_at_us
+        done_us = self._now_us()
+        output_us = done_us - run_at_us - execution.execute_us
+        if done_us - started_at_us < self._least_us and not execution.failures:
+            # The profile was too slow, as one measured beside other loading models may be: nobody is refused for that.
+            self._least_us = max(done_us - started_at_us, 1)
         replies = []
         for batch, (outputs, failures, payload) in zip(execution.batches, packed, strict=True):
             wait_us = max(0, started_at_us - batch.received_at_us)
-            input_us = run_at_us - started_at_us
             meta = ReplyMeta(outputs, failures, wait_us, input_us, execution.execute_us, output_us, executed_rows)
             replies.append(Reply(meta, payload))
         return replies
@@ -168,12 +179,18 @@ class Executor:
         for batch in execution.batches:
             budgets_us = batch.meta.budgets_us
             waited_us = now_us - batch.received_at_us
-            # 0 (no deadline) is <= too, so this asks the requests one by one only if one has none or is late.
-            if min(budgets_us) <= waited_us and any(budgets_us):
+            needed_us = waited_us + self._least_us
+            # 0 (no deadline) is less too, so this asks the requests one by one only if one has none or is late.
+            if min(budgets_us) < needed_us and any(budgets_us):
                 for k, budget_us in enumerate(budgets_us):
-                    if budget_us and budget_us <= waited_us:
-                        execution.failures[base + k] = _late(waited_us - budget_us)
+                    if budget_us and budget_us < needed_us:
+                        execution.failures[base + k] = self._late(budget_us - waited_us)
             base += len(budgets_us)
+
+    def _late(self, left_us: int) -> tuple[int, str]:
+        if left_us > 0:
+            return 504, f"deadline: expected at least {self._least_us} µs left to execute in, got {left_us}"
+        return 504, f"deadline: passed {-left_us} µs before execution would have started"
 
     def _drop_not_finite(self, execution: _Execution, inputs: dict[str, Array]) -> dict[str, Array]:
         unfit: dict[int, tuple[int, str]] = {}
@@ -231,8 +248,8 @@ class Executor:
         for request in execution.survivors():
             begin, at = at, at + execution.rows[request]
             now_us = self._now_us()
-            if 0 < deadlines_us[request] <= now_us:
-                execution.failures[request] = _late(now_us - deadlines_us[request])
+            if 0 < deadlines_us[request] < now_us + self._least_us:
+                execution.failures[request] = self._late(deadlines_us[request] - now_us)
                 continue
             try:
                 piece = self._call(execution, {name: array[begin:at] for name, array in inputs.items()}, at - begin)
@@ -306,10 +323,6 @@ class Executor:
 def _refuse(batch: Batch, message: str, started_at_us: int) -> Reply:
     failures = tuple(Failure(k, 400, message[:MESSAGE_CHARS_MAX]) for k in range(len(batch.meta.rows)))
     return Reply(ReplyMeta((), failures, max(0, started_at_us - batch.received_at_us), 0, 0, 0, 0), [])
-
-
-def _late(late_us: int) -> tuple[int, str]:
-    return 504, f"deadline: passed {late_us} µs before execution would have started"
 
 
 def _text_of(error: BaseException) -> str:

@@ -14,8 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from penstock.core.errors import ConfigError
-from penstock.replica.batch import Batch, Reply, plan_merge
+from penstock.core.profiles import CostProfile
+from penstock.policy.merging import plan_merge
+from penstock.replica.batch import Batch, Reply
 from penstock.replica.control import ControlLink
 from penstock.replica.executor import Executor
 from penstock.wire.frame import (
@@ -50,7 +54,17 @@ _WRITE = selectors.EVENT_WRITE
 class _Connection:
     """One gateway: a decoder for what comes in, and what it has not yet taken of what goes out."""
 
-    __slots__ = ("_loop", "_mask", "_socket", "_unsent", "decoder", "is_open", "unsent_bytes", "waiting_count")
+    __slots__ = (
+        "_loop",
+        "_mask",
+        "_socket",
+        "_unsent",
+        "decoder",
+        "is_open",
+        "unsent_bytes",
+        "waiting_count",
+        "waiting_rows",
+    )
 
     def __init__(self, loop: "ReplicaLoop", accepted: socket.socket) -> None:
         self._loop = loop
@@ -61,6 +75,7 @@ class _Connection:
         self.is_open = True
         self.unsent_bytes = 0
         self.waiting_count = 0
+        self.waiting_rows = 0
         loop.selector.register(accepted, _READ, self.on_ready)
 
     def on_ready(self, mask: int) -> None:
@@ -164,6 +179,7 @@ class ReplicaLoop:
         executor: What runs the batches.
         now_us: Monotonic clock, µs.
         log: Takes lines for people.
+        profile: What batches cost here, to tell gateways how much work waits; None if that is not known.
         unsent_bytes_max: A connection that leaves more than this unread is closed.
     """
 
@@ -173,6 +189,7 @@ class ReplicaLoop:
         *,
         now_us: Callable[[], int],
         log: Callable[[str], None],
+        profile: CostProfile | None = None,
         unsent_bytes_max: int = UNSENT_BYTES_MAX,
     ) -> None:
         self.selector = selectors.DefaultSelector()
@@ -181,10 +198,12 @@ class ReplicaLoop:
         self._executor = executor
         self._now_us = now_us
         self._log = log
+        self._profile = profile
         self._listener: socket.socket | None = None
         self._unix_path: str | None = None
         self._connections: set[_Connection] = set()
         self._waiting: deque[tuple[_Connection, Batch]] = deque()
+        self._waiting_rows = 0  # of open connections
         self._control: ControlLink | None = None
         self._drain_at_us: int | None = None
         self._terminated = False
@@ -265,11 +284,15 @@ class ReplicaLoop:
         is_alone = bool(frame.flags & (BATCH_FLAG_ALONE | BATCH_FLAG_CANARY))
         batch = Batch(frame.id, decode_batch_meta(frame), frame.payload, self._now_us(), is_alone=is_alone)
         connection.waiting_count += 1
+        connection.waiting_rows += batch.row_count
+        self._waiting_rows += batch.row_count
         self._waiting.append((connection, batch))
 
     def forget(self, connection: _Connection, reason: str) -> None:
         """Drop a closed connection."""
         self._connections.discard(connection)
+        self._waiting_rows -= connection.waiting_rows
+        connection.waiting_rows = 0
         if reason:
             self._log(f"closed a gateway's connection: {reason}")
 
@@ -303,10 +326,25 @@ class ReplicaLoop:
         except Exception:  # noqa: BLE001 - a bug of ours: its batches are answered, the next may be spared
             self._log(traceback.format_exc())
             replies = [_refuse_as_bug(batch) for batch in batches]
+        if len(self._connections) > 1 and self._profile is not None and self._drain_at_us is None:
+            # What other gateways sent while the model ran lies in the sockets, and these replies shall tell of it.
+            for key, mask in self.selector.select(0):
+                key.data(mask)
+        backlog_us, gateways = self._predict_backlog_us(), len(self._connections)
         for (connection, batch), reply in zip(chosen, replies, strict=True):
             if connection.is_open:
-                data = encode_frame(FrameKind.REPLY, batch.frame_id, encode_meta(reply.meta), reply.payload)
-                connection.send(data)
+                meta = msgspec.structs.replace(reply.meta, backlog_us=backlog_us, gateways=gateways)
+                connection.send(encode_frame(FrameKind.REPLY, batch.frame_id, encode_meta(meta), reply.payload))
+
+    def _predict_backlog_us(self) -> int:
+        """Return the device time that what waits will take, µs, if it merges as well as it can."""
+        rows = self._waiting_rows
+        if not rows or self._profile is None:
+            return 0
+        # Without batching each request is a row and runs alone.
+        row_count_max = self._executor.row_count_max or 1
+        full, rest = divmod(rows, row_count_max)
+        return full * self._profile.time_us(row_count_max) + (self._profile.time_us(rest) if rest else 0)
 
     def _take_next(self) -> list[tuple[_Connection, Batch]]:
         waiting = self._waiting
@@ -318,8 +356,11 @@ class ReplicaLoop:
             chosen = [waiting[k] for k in indices]
             taken = set(indices)
             self._waiting = deque(item for k, item in enumerate(waiting) if k not in taken)
-        for connection, _ in chosen:
+        for connection, batch in chosen:
             connection.waiting_count -= 1
+            if connection.is_open:
+                connection.waiting_rows -= batch.row_count
+                self._waiting_rows -= batch.row_count
             if connection.waiting_count == WAITING_PER_CONNECTION_MAX - 1 and connection.is_open:
                 connection.update_mask()
         return [item for item in chosen if item[0].is_open]

@@ -13,7 +13,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from penstock.core.models import Batching, ModelSpec
-from penstock.core.statistics import BatchStatistics, GatewayStatistics, Histogram, ModelStatistics
+from penstock.core.profiles import CostProfile
+from penstock.core.statistics import BatchStatistics, GatewayStatistics, Histogram, ModelStatistics, TenantStatistics
 from penstock.core.tensors import DATATYPES, TensorSpec
 from penstock.wire import control
 from penstock.wire.frame import BatchMeta, Failure, FrameTensor, ReplyMeta
@@ -23,6 +24,7 @@ __all__ = [
     "InferenceExample",
     "batches",
     "control_messages",
+    "cost_profiles",
     "damaged",
     "elements",
     "hostile_bytes",
@@ -241,8 +243,17 @@ def replies(draw: st.DrawFn) -> tuple[ReplyMeta, bytes]:
     tensors, payload = draw(_frame_tensors(draw(st.integers(1, 4))))
     failed = draw(st.lists(st.integers(0, 8), unique=True, max_size=3))
     failures = tuple(Failure(i, draw(st.integers(400, 599)), draw(st.text(max_size=12))) for i in failed)
-    wait_us, input_us, execute_us, output_us, executed_rows = (draw(_counts) for _ in range(5))
-    return ReplyMeta(tensors, failures, wait_us, input_us, execute_us, output_us, executed_rows), payload
+    wait_us, input_us, execute_us, output_us, executed_rows, backlog_us = (draw(_counts) for _ in range(6))
+    gateways = draw(st.integers(1, 64))
+    meta = ReplyMeta(tensors, failures, wait_us, input_us, execute_us, output_us, executed_rows, backlog_us, gateways)
+    return meta, payload
+
+
+@st.composite
+def cost_profiles(draw: st.DrawFn) -> CostProfile:
+    """Return costs of batches as a replica may have measured them."""
+    rows = sorted({1, *draw(st.lists(st.integers(2, 256), max_size=4))})
+    return CostProfile.from_measurements(rows, [draw(st.integers(0, 2**30)) for _ in rows])
 
 
 def statistics() -> st.SearchStrategy[GatewayStatistics]:
@@ -261,6 +272,14 @@ def statistics() -> st.SearchStrategy[GatewayStatistics]:
         pending=_counts,
         batch_rows=histograms,
         steps=st.dictionaries(st.sampled_from(["queue", "execute"]), histograms),
+        in_time=_counts,
+        device_us=_counts,
+        wasted_us=_counts,
+        fill=histograms,
+        classes=st.dictionaries(st.sampled_from(["interactive", "batch"]), _counts),
+        tenants=st.dictionaries(_names, st.builds(TenantStatistics, *[_counts] * 4), max_size=3),
+        limit=_counts,
+        ejections=_counts,
     )
     return st.builds(
         GatewayStatistics,
@@ -289,13 +308,25 @@ def control_messages() -> st.SearchStrategy[control.Message]:
         reason=text,
         spec=st.none() | spec,
         replicas=st.lists(text, max_size=3).map(tuple),
+        profile=st.none() | cost_profiles(),
     )
+    profiles = st.dictionaries(text, st.dictionaries(text, cost_profiles(), max_size=2), max_size=2)
     ready = st.dictionaries(text, st.booleans(), max_size=3)
     return st.one_of(
         st.builds(control.GatewayHello, pid=pid, index=st.integers(0, 63), http=text),
-        st.builds(control.ReplicaHello, pid=pid, replica=text, address=text, spec=spec, load_us=_counts),
+        st.builds(
+            control.ReplicaHello,
+            pid=pid,
+            replica=text,
+            address=text,
+            spec=spec,
+            load_us=_counts,
+            profile=st.none() | cost_profiles(),
+        ),
         st.builds(control.LoadFailed, pid=pid, replica=text, reason=text),
-        st.builds(control.GatewayReport, statistics=statistics(), ready=ready, draining=st.booleans()),
+        st.builds(
+            control.GatewayReport, statistics=statistics(), ready=ready, draining=st.booleans(), profiles=profiles
+        ),
         st.builds(control.ReplicaFault, address=text, reason=text),
         st.builds(control.Drained, pid=pid),
         st.builds(control.StatisticsQuery, id=_counts),

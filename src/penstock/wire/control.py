@@ -14,6 +14,7 @@ import msgspec
 
 from penstock.core.errors import PenstockError
 from penstock.core.models import ModelSpec
+from penstock.core.profiles import CostProfile
 from penstock.core.statistics import GatewayStatistics
 
 __all__ = [
@@ -54,13 +55,17 @@ class GatewayHello(msgspec.Struct, frozen=True, tag=True):
 
 
 class ReplicaHello(msgspec.Struct, frozen=True, tag=True):
-    """A replica has loaded its model, answered its own warm-up, and listens on `address` (`unix:PATH` or `tcp:H:P`)."""
+    """A replica has loaded its model, answered its own warm-up, and listens on `address` (`unix:PATH` or `tcp:H:P`).
+
+    `profile` is what its batches cost as measured at load; None if the model has no valid canary to measure with.
+    """
 
     pid: int
     replica: str  # the name the head gave it: unique, e.g. `digits:1#0`
     address: str
     spec: ModelSpec
     load_us: int
+    profile: CostProfile | None = None
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -75,11 +80,14 @@ class GatewayReport(msgspec.Struct, frozen=True, tag=True):
     """A gateway's counters and what it finds ready, sent every half second and at once when readiness changes.
 
     `ready` has a key `name:version` for each model it knows: True if a canary (or a real inference) passed recently.
+    `profiles` says, by the same key, what batches of each length bucket cost now on a typical replica; the key of the
+    main one (of a model without buckets, the only one) is ''.
     """
 
     statistics: GatewayStatistics
     ready: dict[str, bool]
     draining: bool
+    profiles: dict[str, dict[str, CostProfile]] = msgspec.field(default_factory=dict)
 
 
 class ReplicaFault(msgspec.Struct, frozen=True, tag=True):
@@ -102,7 +110,10 @@ class StatisticsQuery(msgspec.Struct, frozen=True, tag=True):
 
 
 class ModelEntry(msgspec.Struct, frozen=True):
-    """One model version as the head knows it. `spec` is None until a first replica has loaded it."""
+    """One model version as the head knows it. `spec` is None until a first replica has loaded it.
+
+    `profile` is the cost of its batches as a replica measured it at load; None until one has, or if none could.
+    """
 
     name: str
     version: str
@@ -110,6 +121,7 @@ class ModelEntry(msgspec.Struct, frozen=True):
     reason: str
     spec: ModelSpec | None
     replicas: tuple[str, ...]  # addresses
+    profile: CostProfile | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag=True):

@@ -92,7 +92,7 @@ class BatchMeta(msgspec.Struct, frozen=True, array_like=True):
         inputs: Tensors, in the order their bytes lie in the payload.
         rows: Rows of each request; their sum is the batch's row count.
         budgets_us: For each request, microseconds from sending until its deadline; 0 means none. A request whose
-            budget is used up when execution would start is returned unexecuted (status 504).
+            budget, when execution would start, is less than even one row takes is returned unexecuted (status 504).
         parameters: Request parameters, the same for all requests of the batch.
     """
 
@@ -121,6 +121,9 @@ class ReplyMeta(msgspec.Struct, frozen=True, array_like=True):
         execute_us: The model's own time, µs.
         output_us: Checking and packing outputs, µs.
         executed_rows: Rows the model ran together (more than this batch's if the replica merged several).
+        backlog_us: Device time that the batches still waiting at the replica will take, as its cost profile predicts,
+            µs, of all gateways together; 0 if none wait or it has no profile.
+        gateways: Gateways connected to the replica, the reader of this reply included.
     """
 
     outputs: tuple[FrameTensor, ...]
@@ -130,6 +133,8 @@ class ReplyMeta(msgspec.Struct, frozen=True, array_like=True):
     execute_us: int
     output_us: int
     executed_rows: int
+    backlog_us: int = 0
+    gateways: int = 1
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -202,6 +207,11 @@ def decode_reply_meta(frame: Frame) -> ReplyMeta:
     odd = next((f.status for f in meta.failures if not 400 <= f.status <= 599), None)
     if odd is not None:
         raise FrameError(f"frame {frame.id}: expected failures of status 400-599, got {odd}")
+    if meta.backlog_us < 0 or meta.gateways < 1:
+        raise FrameError(
+            f"frame {frame.id}: expected a backlog of >= 0 µs and at least one gateway,"
+            f" got {meta.backlog_us} µs and {meta.gateways}"
+        )
     return meta
 
 

@@ -22,6 +22,8 @@ from penstock.wire.oip_inputs import LIST_DECODERS, InputCodec
 from penstock.wire.oip_outputs import ResponseCodec
 
 __all__ = [
+    "PRIORITY_BATCH_MIN",
+    "PRIORITY_MAX",
     "InferenceCodec",
     "InferenceRequest",
     "encode_error",
@@ -35,8 +37,10 @@ _RESERVED = frozenset(
 )
 # Ten minutes: longer than any deadline a caller can mean; keeps the sum with a clock far inside 64 bits.
 TIMEOUT_US_MAX = 600_000_000
-# Each distinct priority costs a queue a lane; nobody means more than a byte of them.
+# Triton lets each model say how many levels there are; here it is a byte of them, whatever the model.
 PRIORITY_MAX = 255
+# From this level on a request is of class batch. Level 1 is the most urgent, as for Triton, and 2 the usual one.
+PRIORITY_BATCH_MIN = 3
 # Keys and strings together, in characters: parameters travel in a frame's description, which is bounded (4 MiB).
 PARAMETERS_CHARS_MAX = 65_536
 
@@ -74,8 +78,8 @@ class InferenceRequest(msgspec.Struct, eq=False, gc=False):
         payload: The bytes of each of these tensors, row-major little-endian.
         nbytes: Length of the payload.
         parameters: Parameters for the model, without the reserved ones.
-        priority: 0 if not given; else 1 (first) and up.
-        timeout_us: 0 if not given.
+        priority: 0 if not given; from `PRIORITY_BATCH_MIN` on the request is of class batch.
+        timeout_us: How long after its arrival the answer is of use; 0 if not given.
         outputs: For each requested output its name and whether it goes out as binary; empty means all.
         binary_output: Whether outputs go out as binary when none is listed.
     """

@@ -15,6 +15,7 @@ from penstock.core.models import ModelSpec
 from penstock.core.statistics import BatchStatistics, ModelStatistics
 from penstock.core.tensors import TensorSpec
 from penstock.wire.control import ModelEntry
+from penstock.wire.oip import PRIORITY_MAX
 
 __all__ = [
     "EXTENSIONS",
@@ -109,23 +110,43 @@ def encode_model_config(spec: ModelSpec, *, replica_count: int = 1) -> bytes:
         "default_model_filename": "",
         "cc_model_filenames": {},
         "metric_tags": {},
-        "parameters": {},
+        "parameters": _scheduling_parameters(spec),
         "model_warmup": [],
         "model_transaction_policy": {"decoupled": False},
     }
     if batched:
-        config["dynamic_batching"] = {
-            "preferred_batch_size": [spec.batching.size_max],
-            "max_queue_delay_microseconds": spec.batching.wait_us_max,
-            "preserve_ordering": False,
-            "default_queue_policy": {
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": spec.timeout_us,
-                "allow_timeout_override": True,
-                "max_queue_size": spec.queue.requests_max,
-            },
-        }
+        config["dynamic_batching"] = _configure_batching(spec)
     return _encode_json(config)
+
+
+def _configure_batching(spec: ModelSpec) -> dict[str, Any]:
+    batching = spec.batching
+    by_delay = batching.policy == "size_or_timeout"  # no other policy has a fixed delay to tell
+    return {
+        "preferred_batch_size": [batching.size_max],
+        **({"max_queue_delay_microseconds": batching.wait_us_max} if by_delay else {}),
+        "preserve_ordering": False,
+        "priority_levels": PRIORITY_MAX,
+        "default_priority_level": 1,
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": spec.slo_us or spec.timeout_us,
+            "allow_timeout_override": True,
+            "max_queue_size": spec.queue.requests_max,
+        },
+    }
+
+
+def _scheduling_parameters(spec: ModelSpec) -> dict[str, Any]:
+    """What Triton has no field for, by the names it has in configuration. Not the weights: they name tenants."""
+    batching = spec.batching
+    told = {"batching.policy": batching.policy, "batching.mode": batching.mode}
+    if batching.policy == "size_or_timeout":
+        told["batching.eager"] = "true" if batching.eager else "false"
+    if spec.slo_us:
+        told["slo_ms"] = f"{spec.slo_us / 1_000:.12g}"
+    told["timeout_ms"] = f"{spec.timeout_us / 1_000:.12g}"
+    return {key: {"string_value": value} for key, value in told.items()}
 
 
 def _configure_tensor(tensor: TensorSpec, *, batched: bool) -> dict[str, Any]:

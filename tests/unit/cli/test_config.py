@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from penstock.cli.config import (
 )
 from penstock.cli.config_sections import Address, parse_address
 from penstock.core.errors import ConfigError
+from penstock.core.models import Batching
 
 ROOT = Path(__file__).parents[3]
 MODEL_TOML = """
@@ -90,11 +92,42 @@ DIGITS = '[models.digits]\npath = "digits"\n'
             SUM + "[models.sum.batching]\nsise_max = 8",
             "models.sum.batching.sise_max: unknown key; did you mean size_max?",
         ),
-        (SUM + "[models.sum.batching]\nzzz = 8", "zzz: unknown key; expected one of policy, size_max, wait_ms_max"),
+        (
+            SUM + "[models.sum.batching]\nzzz = 8",
+            "zzz: unknown key; expected one of policy, mode, size_max, wait_ms_max, eager",
+        ),
         (
             SUM + '[models.sum.batching]\npolicy = "fair"',
-            "models.sum.batching.policy: expected 'size_or_timeout', got \"fair\"",
+            "models.sum.batching.policy: expected 'deadline', 'size_or_timeout' or 'adaptive', got \"fair\"",
         ),
+        (
+            SUM + '[models.sum.batching]\nmode = "fast"',
+            "models.sum.batching.mode: expected 'latency', 'throughput' or 'fair', got \"fast\"",
+        ),
+        (
+            SUM + '[models.sum.batching]\nwait_ms_max = 0\npolicy = "deadline"',
+            'batching.wait_ms_max: expected only with policy = "size_or_timeout", not with "deadline", got 0',
+        ),
+        (
+            SUM + '[models.sum.batching]\npolicy = "adaptive"\neager = false',
+            'batching.eager: expected only with policy = "size_or_timeout", not with "adaptive", got false',
+        ),
+        (SUM + "[models.sum.batching]\neager = 1", "models.sum.batching.eager: expected true or false, got 1"),
+        (SUM + "slo_ms = 0", "models.sum.slo_ms: expected more than 0, got 0"),
+        (SUM + "slo_ms = 86400001", "models.sum.slo_ms: expected at most 86400000, got 86400001"),
+        (
+            SUM + "slo_ms = 50.5\ntimeout_ms = 50",
+            "models.sum.slo_ms: expected at most timeout_ms, which is 50, got 50.5",
+        ),
+        (SUM + "weights = { a = 0 }", "models.sum.weights.a: expected at least 0.001, got 0"),
+        (SUM + "weights = { a = -1.5 }", "models.sum.weights.a: expected at least 0.001, got -1.5"),
+        (SUM + "weights = { a = inf }", "models.sum.weights.a: expected a finite number, got Infinity"),
+        (SUM + "weights = { a = nan }", "models.sum.weights.a: expected a finite number, got NaN"),
+        (SUM + "weights = { a = 1001 }", "models.sum.weights.a: expected at most 1000, got 1001"),
+        (SUM + "weights = { a = true }", "models.sum.weights.a: expected a number, got true"),
+        (SUM + 'weights = { "a b" = 1 }', "expected a name of 1 to 64 letters, digits, '.', '_' and '-', got \"a b\""),
+        (SUM + f"weights = {{ {'a' * 65} = 1 }}", "expected a name of 1 to 64 letters, digits, '.', '_' and '-', got"),
+        (SUM + "weights = [1]", "models.sum.weights: expected a table, got [1]"),
         (
             SUM + "[models.sum.replicas]\nmin = 0",
             "models.sum.replicas.min: expected at least 1, got 0",
@@ -140,6 +173,12 @@ def test_all_mistakes_are_reported_at_once(home: Path) -> None:
         ('version = "3"', 'runtime = "torch"', "runtime: expected 'onnx', got \"torch\""),
         ('version = "3"', 'task = "embedding"', "task 'embedding': expected an input 'text' and an output 'embedding'"),
         ("finite", "finit", "inputs[0].finit: unknown key; did you mean finite?"),
+        ('version = "3"', "slo_ms = -1", "slo_ms: expected more than 0, got -1"),
+        (
+            "[batching]",
+            '[batching]\npolicy = "deadline"',
+            'batching.wait_ms_max: expected only with policy = "size_or_timeout", not with "deadline", got 1.5',
+        ),
     ],
 )
 def test_a_mistake_in_model_toml_is_named(home: Path, old: str, new: str, complaint: str) -> None:
@@ -165,6 +204,42 @@ def test_an_onnx_directory_becomes_a_source(home: Path) -> None:
     assert source.spec.inputs[0].finite
     applied = source.overrides.apply(source.spec)
     assert (applied.batching.size_max, applied.batching.wait_us_max, applied.timeout_us) == (8, 1_500, 200_000)
+
+
+def test_what_is_published_about_scheduling_can_be_overridden(home: Path) -> None:
+    """Policy, mode and SLO of model.toml hold until a section says otherwise; unsaid, the policy is `deadline`."""
+    file = home / "digits" / "model.toml"
+    (source,) = load(home, DIGITS).sources
+    assert source.spec is not None
+    assert (source.spec.batching.policy, source.spec.batching.mode, source.spec.slo_us) == ("deadline", "latency", 0)
+    scheduling = 'slo_ms = 30\n[batching]\npolicy = "size_or_timeout"\nmode = "throughput"\neager = false'
+    file.write_text(MODEL_TOML.replace("[batching]", scheduling))
+    (source,) = load(home, DIGITS).sources
+    assert source.spec is not None
+    published = source.overrides.apply(source.spec)
+    expected = Batching("size_or_timeout", "throughput", 16, 1_500, eager=False)
+    assert (published.batching, published.slo_us, published.weights) == (expected, 30_000, ())
+    text = 'slo_ms = 0.0001\nbatching = { policy = "adaptive", mode = "fair" }\nweights = { b = 2, "a.1" = 0.5 }\n'
+    (source,) = load(home, DIGITS + text).sources
+    assert source.spec is not None
+    changed = source.overrides.apply(source.spec)
+    assert changed.batching == replace(expected, policy="adaptive", mode="fair")
+    assert (changed.slo_us, changed.weights) == (1, (("a.1", 0.5), ("b", 2.0)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "slo_ms = 50\ntimeout_ms = 50",
+        'batching = { policy = "size_or_timeout", wait_ms_max = 0, eager = false }',
+        "batching = { wait_ms_max = 60000, eager = true }",
+        "slo_ms = 86400000",
+        'weights = { a = 0.001, "A-b_c.9" = 1000, ' + "x" * 64 + " = 1 }",
+    ],
+)
+def test_the_bounds_themselves_are_allowed(home: Path, text: str) -> None:
+    """What stands on a bound is inside it, and no policy chosen allows the settings of any."""
+    assert load(home, SUM + text + "\n").sources
 
 
 def test_a_python_section_becomes_a_source(home: Path) -> None:

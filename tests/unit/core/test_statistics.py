@@ -1,6 +1,7 @@
 """Laws of counting: histograms bound what they hold, and processes add up, dead ones included."""
 
 from math import ceil
+from random import Random
 
 import msgspec
 import pytest
@@ -13,6 +14,8 @@ from penstock.core.statistics import (
     GatewayStatistics,
     Histogram,
     ModelStatistics,
+    TenantStatistics,
+    jain_index,
     merge_statistics,
 )
 from penstock.testing.strategies import statistics
@@ -89,7 +92,14 @@ def test_counters_of_the_dead_count_and_their_gauges_do_not(
     for name in {name for s in everyone for name in s.models}:
         models = [s.models[name] for s in everyone if name in s.models]
         assert total.models[name].success == sum(m.success for m in models)
-        assert total.models[name].pending == sum(s.models[name].pending for s in alive if name in s.models)
+        assert total.models[name].in_time == sum(m.in_time for m in models)
+        for gauge in ("pending", "limit"):
+            living = [getattr(s.models[name], gauge) for s in alive if name in s.models]
+            assert getattr(total.models[name], gauge) == sum(living)
+        tenants = {tenant for m in models for tenant in m.tenants}
+        assert {k: v.device_us for k, v in total.models[name].tenants.items()} == {
+            t: sum(m.tenants[t].device_us for m in models if t in m.tenants) for t in tenants
+        }
         rows = {rows for m in models for rows in m.batches}
         assert {k: v.count for k, v in total.models[name].batches.items()} == {
             r: sum(m.batches[r].count for m in models if r in m.batches) for r in rows
@@ -117,3 +127,54 @@ def test_batches_of_one_size_add_up() -> None:
     """Executions of one batch size add up field by field."""
     one = GatewayStatistics(models={"m:1": ModelStatistics(batches={4: BatchStatistics(1, 2, 3, 4)})})
     assert merge_statistics([one, one], [one]).models["m:1"].batches == {4: BatchStatistics(3, 6, 9, 12)}
+
+
+SHARES = st.lists(st.integers(0, 2**40), min_size=2, max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("shares", "index"),
+    [([], 1), ([7], 1), ([0, 0], 1), ([5, 5, 5], 1), ([1, 0, 0, 0], 0.25), ([1, 3], 0.8), ([0.5, 1.5], 0.8)],
+)
+def test_jains_index_by_hand(shares: list[float], index: float) -> None:
+    """Equal shares are 1, one owner of all among n is 1/n, and fewer than two owners cannot be unfair."""
+    assert jain_index(shares) == pytest.approx(index)
+
+
+@given(SHARES, st.integers(1, 1_000), st.randoms())
+def test_jains_index_is_bounded_and_knows_no_unit_or_order(shares: list[int], factor: int, order: Random) -> None:
+    """It lies between 1/n and 1, and neither the unit nor the order of the shares changes it."""
+    index = jain_index(shares)
+    assert 1 / len(shares) * (1 - 1e-12) <= index <= 1
+    shuffled = [share * factor for share in shares]
+    order.shuffle(shuffled)
+    assert jain_index(shuffled) == pytest.approx(index)
+
+
+@given(SHARES, st.integers(1, 2**40))
+def test_giving_the_poorest_from_the_richest_is_fairer(shares: list[int], amount: int) -> None:
+    """A transfer from the richest to the poorest that does not overshoot never lowers the index."""
+    shares.sort()
+    moved = min(amount, (shares[-1] - shares[0]) // 2)
+    assert jain_index([shares[0] + moved, *shares[1:-1], shares[-1] - moved]) >= jain_index(shares) * (1 - 1e-12)
+
+
+def test_fairness_goes_by_weight() -> None:
+    """Device time in the proportion of the weights is fair; without weights the same is not."""
+    model = ModelStatistics(tenants={"a": TenantStatistics(device_us=100), "b": TenantStatistics(device_us=300)})
+    assert model.fairness({"b": 3.0}) == 1
+    assert model.fairness({}) == pytest.approx(0.8)
+
+
+def test_the_heaviest_tenants_are_those_with_the_most_device_time() -> None:
+    """Tenants come by device time, then by requests, then by name, and no more than asked for."""
+    model = ModelStatistics(
+        tenants={
+            "d": TenantStatistics(1, device_us=5),
+            "c": TenantStatistics(9),
+            "b": TenantStatistics(9),
+            "a": TenantStatistics(1, device_us=7),
+            "e": TenantStatistics(8),
+        }
+    )
+    assert [name for name, _ in model.heaviest_tenants(4)] == ["a", "d", "b", "c"]

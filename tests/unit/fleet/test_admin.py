@@ -2,13 +2,65 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 from starlette.applications import Starlette
 
+from penstock.core.models import ModelSpec
+from penstock.core.tensors import TensorSpec
 from penstock.fleet.admin import admin_app
 from penstock.fleet.metrics import render_metrics
+from penstock.fleet.status import to_status
 from tests.unit.fleet.test_metrics import VIEW
+
+MODEL = {
+    "name": "digits",
+    "version": "1",
+    "state": "READY",
+    "reason": "",
+    "ready": True,
+    "platform": None,
+    "slo_ms": None,
+    "batching": None,
+    "profile": {"": {"rows": [1, 8], "times_us": [1_500, 5_000], "alpha_us": 500.0, "beta_us": 1_000.0}},
+    "replicas": [
+        {
+            "name": "digits:1#0",
+            "pid": 11,
+            "address": "unix:/r-0.sock",
+            "state": "ready",
+            "restarts": 2,
+            "load_ms": 1.0,
+            "reason": "",
+            "last_exit": "",
+        }
+    ],
+    "tenants": {
+        "b": {"requests": 4, "success": 2, "refused": 2, "device_us": 3_000_000},
+        "a": {"requests": 5, "success": 5, "refused": 0, "device_us": 1_000_000},
+    },
+    "statistics": {
+        "requests": 9,
+        "failures": 2,
+        "failures_by_reason": {"REJECTED": 2},
+        "refusals_by_reason": {"queue_full": 2},
+        "requests_by_class": {"interactive": 8, "batch": 1},
+        "goodput": 6,
+        "goodput_ratio": 6 / 9,
+        "device_us": 4_000_000,
+        "wasted_us": 500_000,
+        "wasted_ratio": 0.125,
+        "fairness_jain_ratio": 0.8,
+        "concurrency_limit": 40,
+        "ejections": 1,
+        "pending": 5,
+        "retries": 1,
+        "batch_rows_average": 4.0,
+        "batch_closes": {"full": 1, "idle": 2},
+        "queue_us": {"p50": 1_023, "p95": 134_217_727},
+    },
+}
 
 
 def get(app: Starlette, path: str, method: str = "GET") -> tuple[int, str, str]:
@@ -65,40 +117,18 @@ def test_status_tells_the_fleet() -> None:
                 "last_exit": "",
             }
         ],
-        "models": [
-            {
-                "name": "digits",
-                "version": "1",
-                "state": "READY",
-                "reason": "",
-                "ready": True,
-                "platform": None,
-                "batching": None,
-                "replicas": [
-                    {
-                        "name": "digits:1#0",
-                        "pid": 11,
-                        "address": "unix:/r-0.sock",
-                        "state": "ready",
-                        "restarts": 2,
-                        "load_ms": 1.0,
-                        "reason": "",
-                        "last_exit": "",
-                    }
-                ],
-                "statistics": {
-                    "requests": 9,
-                    "failures": 2,
-                    "failures_by_reason": {"REJECTED": 2},
-                    "pending": 5,
-                    "retries": 1,
-                    "batch_rows_average": 4.0,
-                    "batch_closes": {"full": 1, "idle": 2},
-                    "queue_us": {"p50": 1_023, "p95": 134_217_727},
-                },
-            }
-        ],
+        "models": [MODEL],
     }
+
+
+def test_status_tells_what_is_in_force() -> None:
+    """A model that is loaded shows its SLO, policy and mode; one without an SLO shows none."""
+    spec = ModelSpec("digits", (TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
+    for slo_us, slo_ms in ((0, None), (50_500, 50.5)):
+        view = replace(VIEW, models=(replace(VIEW.models[0], spec=replace(spec, slo_us=slo_us)),))
+        (model,) = to_status(view)["models"]
+        assert model["slo_ms"] == slo_ms
+        assert model["batching"] == {"policy": "deadline", "mode": "latency", "size_max": 32, "wait_ms_max": 2.0}
 
 
 def test_the_admin_port_only_reads() -> None:

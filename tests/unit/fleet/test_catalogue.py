@@ -6,6 +6,7 @@ import pytest
 
 from penstock.core.launch import GatewayLaunch, ReplicaLaunch
 from penstock.core.models import ModelSource, ModelSpec, SpecOverrides
+from penstock.core.profiles import CostProfile
 from penstock.core.tensors import TensorSpec
 from penstock.fleet.catalogue import describe_model, fingerprint, name_replica
 from penstock.fleet.supervisor import Child, ChildState, Launch, Role
@@ -65,6 +66,14 @@ def test_the_spec_is_what_a_replica_said_else_what_was_published() -> None:
     assert (published.version, published.spec.batching.size_max) == ("4", 3)
     assert describe_model(PYTHON, [make(ChildState.LOADING)]).spec is None
     assert describe_model(PYTHON, [make(ChildState.WAITING, spec=SPEC)]).version == "4"
+
+
+def test_the_profile_is_the_first_that_is_known_and_outlives_its_replica() -> None:
+    """Gateways get one measurement for the model, also while the replica that made it is away."""
+    silent, first, second = make(ChildState.READY), make(ChildState.WAITING), make(ChildState.READY)
+    assert describe_model(PYTHON, [silent]).profile is None
+    first.profile, second.profile = CostProfile((1,), (5,)), CostProfile((1,), (9,))
+    assert describe_model(PYTHON, [silent, first, second]).profile == first.profile
 
 
 def test_replicas_are_named_by_model_version_and_index() -> None:

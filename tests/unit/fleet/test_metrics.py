@@ -5,7 +5,10 @@ from dataclasses import replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from penstock.core.statistics import GatewayStatistics, Histogram, ModelStatistics
+from penstock.core.models import Batching, ModelSpec
+from penstock.core.profiles import CostProfile
+from penstock.core.statistics import GatewayStatistics, Histogram, ModelStatistics, TenantStatistics
+from penstock.core.tensors import TensorSpec
 from penstock.fleet.ledger import Ledger
 from penstock.fleet.metrics import render_metrics
 from penstock.fleet.processes import ProcessUsage
@@ -74,12 +77,21 @@ STATISTICS = GatewayStatistics(
             pending=5,
             batch_rows=observe(1, 4, 7),
             steps={"queue": observe(0, 1_023, 1_024, 100_000_000)},
+            in_time=6,
+            device_us=4_000_000,
+            wasted_us=500_000,
+            fill=observe(3, 50, 100),
+            classes={"interactive": 8, "batch": 1},
+            tenants={"a": TenantStatistics(5, 5, 0, 1_000_000), "b": TenantStatistics(4, 2, 2, 3_000_000)},
+            limit=40,
+            ejections=1,
         )
     },
     responses={200: 7, 503: 2},
     connections=3,
     connections_total=4,
 )
+PROFILE = CostProfile((1, 8), (1_500, 5_000))
 REPLICA = ReplicaView("digits:1#0", 11, "unix:/r-0.sock", "ready", 2, 1_000, "", "")
 VIEW = FleetView(
     version="1.2.3",
@@ -88,7 +100,7 @@ VIEW = FleetView(
     is_ready=True,
     is_draining=False,
     gateways=(GatewayView("gateway-0", 10, "127.0.0.1:8000", "ready", True, 1_000, 0, "", ""),),
-    models=(ModelView("digits", "1", "READY", "", True, None, (REPLICA,)),),
+    models=(ModelView("digits", "1", "READY", "", True, None, (REPLICA,), {"": PROFILE}),),
     processes=(ProcessView("head", "head", ProcessUsage(2_500_000, 4_096)),),
     statistics=STATISTICS,
 )
@@ -119,6 +131,19 @@ def test_our_metrics_say_what_the_view_says() -> None:
         ("penstock_batch_closes_total", {**model, "reason": "idle"}, 2),
         ("penstock_refusals_total", {**model, "reason": "queue_full"}, 2),
         ("penstock_retries_total", model, 1),
+        ("penstock_goodput_total", model, 6),
+        ("penstock_device_seconds_total", model, 4),
+        ("penstock_wasted_device_seconds_total", model, 0.5),
+        ("penstock_requests_by_class_total", {**model, "class": "batch"}, 1),
+        ("penstock_concurrency_limit", model, 40),
+        ("penstock_replica_ejections_total", model, 1),
+        ("penstock_tenant_requests_total", {**model, "tenant": "a"}, 5),
+        ("penstock_tenant_refused_total", {**model, "tenant": "b"}, 2),
+        ("penstock_tenant_device_seconds_total", {**model, "tenant": "b"}, 3),
+        ("penstock_fairness_jain_ratio", model, 0.8),
+        ("penstock_batch_cost_seconds", {**model, "bucket": "", "rows": "8"}, 0.005),
+        ("penstock_batch_cost_alpha_seconds", {**model, "bucket": ""}, 0.0005),
+        ("penstock_batch_cost_beta_seconds", {**model, "bucket": ""}, 0.001),
         ("penstock_http_responses_total", {"code": "503"}, 2),
         ("penstock_connections", {}, 3),
         ("penstock_connections_accepted_total", {}, 4),
@@ -144,6 +169,9 @@ def test_a_bucket_counts_what_is_below_its_edge() -> None:
     assert value(VIEW, "penstock_queue_wait_seconds_sum", **model) == 100.002047
     rows = [value(VIEW, "penstock_batch_rows_bucket", **model, le=le) for le in ("1", "3", "7")]
     assert rows == [1, 1, 3]
+    fills = [value(VIEW, "penstock_batch_fill_ratio_bucket", **model, le=le) for le in ("0.01", "0.03", "0.63", "1")]
+    assert fills == [0, 1, 2, 3]
+    assert value(VIEW, "penstock_batch_fill_ratio_sum", **model) == 1.53
 
 
 def test_buckets_never_fall_along_a_histogram() -> None:
@@ -152,12 +180,13 @@ def test_buckets_never_fall_along_a_histogram() -> None:
         "penstock_queue_wait_seconds",
         "penstock_step_seconds",
         "penstock_batch_rows",
+        "penstock_batch_fill_ratio",
         "penstock_parse_seconds",
     ):
         lines = [x for x in render_metrics(VIEW).splitlines() if x.startswith(f"{name}_bucket")]
         counts = [int(x.rpartition(" ")[2]) for x in lines]
         assert counts == sorted(counts)
-        assert len(counts) > 10
+        assert len(counts) > 7
 
 
 def test_a_family_is_written_once() -> None:
@@ -184,6 +213,27 @@ def test_a_model_without_requests_is_shown_with_zeros() -> None:
     """A counter exists before its first event, so that its first increase can be seen."""
     view = replace(VIEW, statistics=GatewayStatistics())
     assert value(view, "nv_inference_request_success", model="digits", version="1") == 0
+
+
+def test_fairness_is_by_the_weights_of_the_spec() -> None:
+    """Tenants that got device time as their weights say were treated fairly."""
+    spec = ModelSpec(
+        "digits",
+        (TensorSpec("x", "FP32", (-1,)),),
+        (TensorSpec("y", "FP32", (-1,)),),
+        batching=Batching(mode="fair"),
+        weights=(("b", 3.0),),
+    )
+    view = replace(VIEW, models=(replace(VIEW.models[0], spec=spec),))
+    assert value(view, "penstock_fairness_jain_ratio", model="digits", version="1") == 1
+
+
+def test_of_many_tenants_the_heaviest_are_shown() -> None:
+    """However many tenants there are, a scrape gets a hundred series of each kind: those with most device time."""
+    tenants = {f"t{n}": TenantStatistics(device_us=n) for n in range(250)}
+    view = replace(VIEW, statistics=GatewayStatistics(models={"digits:1": ModelStatistics(tenants=tenants)}))
+    shown = {dict(labels)["tenant"] for name, labels in read(view) if name == "penstock_tenant_requests_total"}
+    assert shown == {f"t{n}" for n in range(150, 250)}
 
 
 def test_sums_never_fall_when_gateways_die() -> None:

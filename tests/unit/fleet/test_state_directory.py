@@ -7,12 +7,14 @@ import pytest
 
 from penstock.core.errors import ConfigError
 from penstock.core.models import ModelSpec
+from penstock.core.profiles import CostProfile
 from penstock.core.tensors import TensorSpec
 from penstock.fleet.state_directory import ChildRecord, FleetRecord, StateDirectory
 
 SPEC = ModelSpec("m", (TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
+PROFILE = CostProfile((1, 8), (100, 450))
 RECORD = FleetRecord(
-    "boot", "127.0.0.1:1", 7, (ChildRecord("replica", "m#0", 12, 34, "unix:/r", "abc", SPEC, 5, 6, True),)
+    "boot", "127.0.0.1:1", 7, (ChildRecord("replica", "m#0", 12, 34, "unix:/r", "abc", SPEC, 5, 6, True, PROFILE),)
 )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from penstock.core.models import Batching, QueueBounds
 from penstock.core.tensors import TensorSpec
+from penstock.policy.queueing import BATCH, INTERACTIVE
 from penstock.wire.frame import (
     Failure,
     FrameDecoder,
@@ -79,10 +80,11 @@ class Desk(House):
         self.apply(entry(*map(str, range(replicas)), name="m", spec=spec))
         self.replicas = [Embedder(*connection[1:]) for connection in self.loop.connections]
 
-    def send(self, **document: Any) -> None:
-        """Post one embeddings request and end the turn."""
+    def send(self, *lines: bytes, **document: Any) -> None:
+        """Post one embeddings request, with these header lines, and end the turn."""
         body = json.dumps({"model": "m", **document}).encode()
-        self.client.send(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        head = b"".join(b"%b\r\n" % line for line in (b"POST /v1/embeddings HTTP/1.1", b"Host: a", *lines))
+        self.client.send(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
         self.turn()
 
     def run(self) -> int:
@@ -112,6 +114,35 @@ def test_a_text_gets_its_embedding() -> None:
     assert document["data"] == [{"object": "embedding", "index": 0, "embedding": [2.0, float(ord("a"))]}]
     assert document["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
     assert document["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("lines", "request_class", "tenant", "allowed_us"),
+    [
+        ((), INTERACTIVE, "", 40_000),
+        ((b"penstock-class: batch", b"Penstock-Tenant: t"), BATCH, "t", MODEL.timeout_us),
+        ((b"Penstock-Timeout-Ms: 0.5",), INTERACTIVE, "", 500),
+    ],
+)
+def test_every_chunk_is_queued_on_the_requests_terms(
+    lines: tuple[bytes, ...], request_class: int, tenant: str, allowed_us: int
+) -> None:
+    """Class, tenant and deadline are those of the request's headers and of the model, for each of its chunks."""
+    desk = Desk(replace(MODEL, slo_us=40_000))
+    desk.send(*lines, input=[SHORT, LONG])
+    owner: Any = desk.client.connection.pending[0].work
+    found = [(chunk.request_class, chunk.tenant, chunk.deadline_us - chunk.arrived_us) for chunk in owner._waiting]
+    assert found == [(request_class, tenant, allowed_us)] * 2
+
+
+def test_wrong_terms_are_refused_in_openais_form() -> None:
+    """A header that is wrong gets 400 with its name, and nothing is queued."""
+    desk = Desk()
+    desk.send(b"Penstock-Timeout-Ms: soon", input=SHORT)
+    assert desk.run() == 0
+    error = desk.document(400)["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith("penstock-timeout-ms: expected a number more than 0")
 
 
 def test_embeddings_come_in_the_order_asked() -> None:

@@ -10,6 +10,7 @@ import pytest
 from penstock.core.models import QueueBounds
 from penstock.gateway.inference import retry_headers
 from penstock.gateway.work import Refusal
+from penstock.policy.queueing import BATCH, INTERACTIVE
 from penstock.wire.frame import Failure
 from tests.unit.gateway.fakes import SPEC, Client, encode_reply
 from tests.unit.gateway.room import INFER, House, entry
@@ -136,6 +137,70 @@ def test_a_full_queue_says_when_to_come_back(house: House) -> None:
     (response,) = others.read()
     assert response.status == 503
     assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == ("1", "50")
+
+
+@pytest.mark.parametrize(
+    ("lines", "parameters", "request_class", "tenant", "allowed_us"),
+    [
+        ((), {}, INTERACTIVE, "", 40_000),
+        (("Penstock-Class: interactive",), {"priority": 255}, INTERACTIVE, "", 40_000),
+        (("penstock-class: batch",), {"priority": 1}, BATCH, "", SPEC.timeout_us),
+        ((), {"priority": 3}, BATCH, "", SPEC.timeout_us),
+        (("Penstock-Tenant: search.eu-1",), {"priority": 2}, INTERACTIVE, "search.eu-1", 40_000),
+        (("Penstock-Timeout-Ms: 2.5",), {"timeout": 2_501}, INTERACTIVE, "", 2_500),
+        (("Penstock-Timeout-Ms: 2.5",), {"timeout": 2_499}, INTERACTIVE, "", 2_499),
+        (("Penstock-Timeout-Ms: 60000", "PENSTOCK-CLASS: batch", "penstock-tenant: a"), {}, BATCH, "a", 60_000_000),
+    ],
+)
+def test_a_request_is_queued_on_its_own_terms(
+    house: House, lines: tuple[str, ...], parameters: Any, request_class: int, tenant: str, allowed_us: int
+) -> None:
+    """Class, tenant and deadline of what is queued are those that headers, parameters and model say, each time."""
+    house.apply(entry("a", spec=replace(SPEC, slo_us=40_000)))
+    for _ in range(3):  # parsed in full, then by a remembered head, form and terms
+        client = Client(house.port)
+        house.clock.advance_us(17)
+        client.send(post(infer(parameters=parameters), *lines))
+        work: Any = client.connection.pending[0].work
+        assert (work.request_class, work.tenant) == (request_class, tenant)
+        assert (work.arrived_us, work.deadline_us) == (house.clock(), house.clock() + allowed_us)
+
+
+@pytest.mark.parametrize("body", [infer(), bytes(8)], ids=["json", "raw"])
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Penstock-Class: urgent", "penstock-class: expected interactive or batch, got 'urgent'"),
+        ("Penstock-Class:", "penstock-class: expected interactive or batch, got ''"),
+        ("Penstock-Tenant: a b", "penstock-tenant: expected 1 to 64 letters, digits, '.', '_' and '-', got 'a b'"),
+        (
+            "Penstock-Timeout-Ms: -1",
+            "penstock-timeout-ms: expected a number more than 0 and at most 86400000, such as 50 or 0.5, got '-1'",
+        ),
+    ],
+)
+def test_wrong_terms_are_refused_and_counted(house: House, line: str, expected: str, body: bytes) -> None:
+    """A header that is wrong gets 400 each time, in the protocol's form and with its name, and is counted."""
+    lines = (line,) if body.startswith(b"{") else (line, "Inference-Header-Content-Length: 0")
+    for count in (1, 2):
+        house.client.send(post(body, *lines))
+        (response,) = house.client.read()
+        assert response.status == 400
+        assert json.loads(response.body) == {"error": expected}
+        assert house.model().statistics.refusals == {"invalid": count}
+    assert not house.bugs
+
+
+@pytest.mark.parametrize("line", ["Penstock-Class: batch", "Penstock-Tenant: a", "Penstock-Timeout-Ms: 5"])
+def test_terms_may_not_be_said_twice(house: House, line: str) -> None:
+    """A header said twice is refused even if both agree: it would be open which one holds."""
+    house.client.send(post(INFER, line, line))
+    (response,) = house.client.read()
+    assert response.status == 400
+    assert (
+        json.loads(response.body)["error"]
+        == f"expected at most one {line.partition(':')[0].lower()} header, got several"
+    )
 
 
 @pytest.mark.parametrize(("timeout_us", "expires_us"), [(5_000, 5_000), (0, SPEC.timeout_us)])

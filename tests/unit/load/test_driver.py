@@ -1,6 +1,7 @@
 """The driver in virtual time: a fake network moves the clock, so every law here is exact."""
 
 import heapq
+import itertools
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from penstock.load.driver import (
+    BACKOFF_US_MAX,
     CLOSED,
     MALFORMED,
     REFUSED,
@@ -161,12 +163,20 @@ def drive(
     most: int = 1_000,
     timeout_us: int = 1_000_000,
     measured_from: int = 0,
+    retries: int = 0,
+    backoff_us: int = -1,
 ) -> tuple[Recording, FakeNetwork, int]:
     """Run a schedule; return the recording, the network, and when the run began."""
     clock = Clock()
     network = FakeNetwork(clock, handle)
     config = DriverConfig(
-        connections_start=start, connections_max=most, timeout_us=timeout_us, nap_us=NAP_US, measured_from=measured_from
+        connections_start=start,
+        connections_max=most,
+        timeout_us=timeout_us,
+        nap_us=NAP_US,
+        measured_from=measured_from,
+        retries=retries,
+        backoff_us=backoff_us,
     )
     driver = Driver(config, array("q", schedule_us), request, network, now_us=clock.read, cpu_us=clock.read)
     assert driver.wait_connected(1_000_000) == start
@@ -344,3 +354,92 @@ def test_an_empty_schedule_ends_at_once() -> None:
     recording, network, _ = drive([], lambda now, _body: (now, answer()))
     assert len(recording.latency_us) == 0
     assert network.open_count == 0
+
+
+def refuse_first(times: int, status: int = 503, extra: bytes = b"") -> Callable[[int, bytes], tuple[int, bytes]]:
+    """Return a server that refuses each request so many times after 200 µs, then answers after 1,000."""
+    seen: Counter[bytes] = Counter()
+
+    def handle(now: int, body: bytes) -> tuple[int, bytes]:
+        seen[body] += 1
+        return (now + 200, answer(status, extra=extra)) if seen[body] <= times else (now + 1_000, answer())
+
+    return handle
+
+
+@pytest.mark.parametrize("status", [429, 503, 504])
+def test_a_refused_request_is_sent_again_with_its_clock_running(status: int) -> None:
+    """It is sent again after the backoff, and its latency counts from the first intended time."""
+    recording, network, start_us = drive(
+        [10_000 * i for i in range(10)], refuse_first(2, status), retries=3, backoff_us=7_000
+    )
+    assert len(network.bodies) == 30
+    assert list(recording.attempts) == [3] * 10
+    for latency, delay in zip(recording.latency_us, recording.delay_us, strict=True):
+        assert 2 * (7_000 + 200) <= delay <= 2 * (7_000 + 200) + 4 * NAP_US
+        assert delay + 1_000 <= latency <= delay + 1_000 + 2 * NAP_US
+    sends = [at for at, body in zip(network.sent_at_us, network.bodies, strict=True) if body == b"4"]
+    assert all(later - earlier >= 7_200 for earlier, later in itertools.pairwise(sends))
+    assert recording.status_counts == {status: 20, 200: 10}
+    assert sends[0] - start_us >= 40_000
+
+
+def test_retries_are_bounded() -> None:
+    """A request refused every time is sent once and then as often again as allowed, and ends as shed."""
+    recording, network, _ = drive([1_000 * i for i in range(20)], refuse_first(99), retries=3, backoff_us=0)
+    assert len(network.bodies) == 80
+    assert set(recording.latency_us) == {SHED}
+    assert len(recording.refusals) == 4 * 80
+
+
+def test_without_retries_a_refusal_is_final() -> None:
+    """Nothing is sent twice unless asked, and nothing is kept for it."""
+    recording, network, _ = drive([1_000 * i for i in range(20)], refuse_first(1))
+    assert len(network.bodies) == 20
+    assert (len(recording.attempts), len(recording.delay_us)) == (0, 0)
+    assert set(recording.latency_us) == {SHED}
+
+
+@pytest.mark.parametrize(
+    ("extra", "wait_us"),
+    [
+        (b"retry-after-ms: 12\r\n", 12_000),
+        (b"Retry-After: 1\r\n", BACKOFF_US_MAX),
+        (b"retry-after-ms: 999999\r\n", BACKOFF_US_MAX),
+        (b"", BACKOFF_US_MAX),
+    ],
+)
+def test_the_server_says_when_to_come_back(extra: bytes, wait_us: int) -> None:
+    """Without a backoff of its own a client does as the server says, but waits no longer than the limit."""
+    recording, network, _ = drive([0], refuse_first(1, extra=extra), retries=1)
+    assert wait_us <= network.sent_at_us[1] - network.sent_at_us[0] - 200 <= wait_us + 2 * NAP_US
+    assert recording.latency_us[0] > wait_us
+
+
+def test_a_retry_that_would_come_too_late_is_not_waited_for() -> None:
+    """When the timeout passes before the next attempt, the refusal is final at once."""
+    recording, network, _ = drive([0, 1_000], refuse_first(9), retries=9, backoff_us=30_000, timeout_us=100_000)
+    assert list(recording.latency_us) == [SHED, SHED]
+    assert len(network.bodies) == 2 * 4
+    assert list(recording.attempts) == [4, 4]
+
+
+def test_refusals_are_timed_from_sending() -> None:
+    """Each refusal is kept: whose, when, how long after its request was sent, and its status."""
+    recording, _, _ = drive([5_000 * i for i in range(1, 5)], refuse_first(1, 429), retries=1, backoff_us=1_000)
+    rows = [tuple(recording.refusals[i : i + 4]) for i in range(0, len(recording.refusals), 4)]
+    assert sorted(index for index, *_ in rows) == [0, 1, 2, 3]
+    for index, came_us, took_us, status in rows:
+        assert 200 <= took_us <= 200 + NAP_US
+        assert came_us >= 5_000 * (index + 1) + 200
+        assert status == 429
+
+
+def test_a_retry_without_a_connection_in_time_was_refused_and_not_unsent() -> None:
+    """A request that was sent before and then found no connection ends as what the server said."""
+
+    def handle(now: int, body: bytes) -> tuple[int | None, bytes]:
+        return (now + 200, answer(503)) if body == b"0" else (None, answer())
+
+    recording, _, _ = drive([0, 400], handle, start=1, most=1, retries=3, backoff_us=5_000, timeout_us=50_000)
+    assert list(recording.latency_us) == [SHED, TIMEOUT]

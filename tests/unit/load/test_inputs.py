@@ -123,3 +123,23 @@ def test_a_model_without_inputs_is_refused() -> None:
     """Nothing declared, nothing to send: say how to go on."""
     with pytest.raises(ConfigError, match="--input FILE"):
         build()
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_requests_of_several_rows(rows: int) -> None:
+    """Rows are the batch dimension of every input that has one, and of no other."""
+    specs = [TensorSpec("x", "FP32", (-1, 1)), TensorSpec("y", "INT64", (-1,)), TensorSpec("z", "FP32", (3,))]
+    pool = build_request_pool(TARGET, specs, np.random.default_rng(1), rows=rows)
+    shapes = [(tensor["shape"], len(tensor["data"])) for tensor in body_of(pool.request(0))["inputs"]]
+    assert shapes == [([rows, 1], rows), ([rows], rows), ([3], 3)]
+
+
+def test_a_target_can_have_headers_of_its_own() -> None:
+    """Further headers stand once in every request, and leave body and length as they were."""
+    target = Target("127.0.0.1", 8000, "", "m", ("penstock-tenant: a", "x-b: "))
+    spec = TensorSpec("x", "FP32", (-1, 8))
+    pool = build_request_pool(target, [spec], np.random.default_rng(1))
+    for index in (0, 5_000):
+        head = pool.request(index).partition(b"\r\n\r\n")[0].split(b"\r\n")
+        assert (head.count(b"penstock-tenant: a"), head.count(b"x-b: ")) == (1, 1)
+        assert body_of(pool.request(index)) == body_of(build(spec).request(index))

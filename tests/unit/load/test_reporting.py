@@ -1,5 +1,8 @@
 """The report: conservation, what counts as a miss, and when a run is void."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from penstock.load.reporting import Measurement, bucket_latencies, build_report,
 
 def measure(latency_us: list[int], lateness_us: list[int] | None = None, **changes: int) -> Measurement:
     lateness = lateness_us if lateness_us is not None else [100] * len(latency_us)
-    settings = {
+    settings: dict[str, Any] = {
         "duration_us": 1_000_000,
         "slo_us": 50_000,
         "cpu_us": 5_000,
@@ -96,3 +99,13 @@ def test_the_distribution_keeps_every_answer() -> None:
     """Buckets are upper-inclusive, skip empty ends only, and their counts add up."""
     buckets = bucket_latencies(np.array([900, 1_000, 1_001, 9_000, TIMEOUT], dtype=np.int64))
     assert buckets == [(1.0, 2), (2.0, 1), (5.0, 0), (10.0, 1)]
+
+
+def test_attempts_and_refusals_are_reported() -> None:
+    """Every attempt counts, and refusals have percentiles of their own; without retries attempts are what was sent."""
+    run = measure([1_000] * 8 + [SHED, UNSENT])
+    assert build_report(run)["attempts"] == 9
+    assert build_report(run)["refusal_ms"] == {"p50": None, "p99": None, "max": None}
+    retried = replace(run, attempt_count=12, refusal_us=np.arange(1_000, 0, -10, dtype=np.int64))
+    assert build_report(retried)["attempts"] == 12
+    assert build_report(retried)["refusal_ms"] == {"p50": 0.5, "p99": 0.99, "max": 1.0}

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.core.errors import InvalidInput
+from penstock.core.profiles import CostProfile
 from penstock.core.tensors import TensorSpec
 from penstock.replica.batch import Batch, Reply
 from penstock.replica.runtimes import Array
@@ -122,6 +123,56 @@ def test_all_late_runs_nothing() -> None:
     assert reply.meta.outputs == ()
 
 
+@pytest.mark.parametrize(("left_us", "late"), [(300, {}), (299, {0: 504}), (0, {0: 504})])
+def test_a_request_that_cannot_make_it_even_alone_returns_unexecuted(left_us: int, late: dict[int, int]) -> None:
+    """With a profile a budget of less than one row's time is as good as none; that time exactly is enough."""
+    executor, runtime, clock, _ = executor_of()
+    executor.use_profile(CostProfile((1, 8), (300, 900)))
+    clock.now_us += 1_000
+    (reply,) = executor.execute([batch_of([[1, 2], [3, 4]], [1, 1], budgets_us=[1_000 + left_us, 0])])
+    assert failures(reply) == late
+    assert runtime.calls == [2 - len(late)]
+
+
+def test_who_is_late_is_told_how_late() -> None:
+    """The message tells a passed deadline from one that could not be met."""
+    executor, _, clock, _ = executor_of()
+    executor.use_profile(CostProfile((1,), (300,)))
+    clock.now_us += 1_000
+    (reply,) = executor.execute([batch_of([[1, 2], [3, 4]], [1, 1], budgets_us=[1_299, 900])])
+    assert messages(reply) == {
+        0: "deadline: expected at least 300 µs left to execute in, got 299",
+        1: "deadline: passed 100 µs before execution would have started",
+    }
+
+
+def test_a_profile_that_was_too_slow_refuses_nobody_for_long() -> None:
+    """What a whole batch really took is enough time for one request: a slow measurement is forgotten at once."""
+    executor, runtime, clock, _ = executor_of()
+    executor.use_profile(CostProfile((1,), (300,)))
+
+    def quick(x: Array) -> Mapping[str, Array]:
+        clock.now_us += 200
+        return sum_rows(x)
+
+    runtime._function = quick
+    tight = [[1, 2]], [1]
+    assert failures(executor.execute([batch_of(*tight, budgets_us=[250], received_at_us=clock.now_us)])[0]) == {0: 504}
+    executor.execute([batch_of(*tight, received_at_us=clock.now_us)])
+    for budget_us, late in ((200, {}), (199, {0: 504})):
+        batch = batch_of(*tight, budgets_us=[budget_us], received_at_us=clock.now_us)
+        assert failures(executor.execute([batch])[0]) == late
+
+
+def test_a_failure_says_nothing_about_the_cost() -> None:
+    """A model that raises at once does not make its batches look cheap."""
+    executor, _, _, _ = executor_of(fussy)
+    executor.use_profile(CostProfile((1,), (300,)))
+    executor.execute([batch_of([[13, 0]], [1])])
+    (reply,) = executor.execute([batch_of([[1, 2]], [1], budgets_us=[299])])
+    assert failures(reply) == {0: 504}
+
+
 def test_nan_blames_only_its_owner_by_its_own_row() -> None:
     """The message counts rows within the request, also behind a request that was dropped as late."""
     executor, runtime, clock, _ = executor_of()
@@ -209,6 +260,23 @@ def test_deadlines_hold_while_the_culprit_is_sought() -> None:
 
     runtime._function = slow
     (reply,) = executor.execute([batch_of([[1, 1]] * 3, [1, 1, 1], budgets_us=[15, 15, 50])])
+    assert failures(reply) == {1: 504}
+    assert runtime.calls == [3, 1, 1]
+
+
+def test_single_runs_too_are_only_for_those_who_can_make_it() -> None:
+    """While the culprit is sought a request with less left than one row takes is not run; with as much it is."""
+    executor, runtime, clock, _ = executor_of()
+    executor.use_profile(CostProfile((1,), (10,)))
+
+    def slow(x: Array) -> Mapping[str, Array]:
+        clock.now_us += 10
+        if len(x) > 1:
+            raise RuntimeError("one at a time")
+        return sum_rows(x)
+
+    runtime._function = slow
+    (reply,) = executor.execute([batch_of([[1, 1]] * 3, [1, 1, 1], budgets_us=[20, 29, 30])])
     assert failures(reply) == {1: 504}
     assert runtime.calls == [3, 1, 1]
 

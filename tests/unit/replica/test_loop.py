@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from penstock.core.errors import ConfigError
+from penstock.core.profiles import CostProfile
 from penstock.replica.batch import Batch
 from penstock.replica.loop import RECEIVE_BYTES, WAITING_PER_CONNECTION_MAX, ReplicaLoop
+from penstock.replica.runtimes import Array
 from penstock.wire.frame import (
     BATCH_FLAG_CANARY,
     Frame,
@@ -21,17 +23,17 @@ from penstock.wire.frame import (
     encode_frame,
     encode_meta,
 )
-from tests.unit.replica.fakes import batch_of, executor_of
+from tests.unit.replica.fakes import WHOLE, batch_of, executor_of, sum_rows
 
 
 class Bench:
     """A loop on a unix socket, with its clients, all in one thread: what clients send is there before a turn begins."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, profile: CostProfile | None = None) -> None:
         self.executor, self.runtime, self.clock, _ = executor_of()
         self.log: list[str] = []
         self.open = ExitStack()
-        self.loop = ReplicaLoop(self.executor, now_us=self.clock, log=self.log.append)
+        self.loop = ReplicaLoop(self.executor, now_us=self.clock, log=self.log.append, profile=profile)
         self.path = str(directory / "r.sock")
         self.open.callback(self.loop.close)
         assert self.loop.listen(f"unix:{self.path}") == f"unix:{self.path}"
@@ -55,6 +57,19 @@ class Bench:
 def bench() -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="ps-") as directory:
         bench = Bench(Path(directory))
+        with bench.open:
+            yield bench
+
+
+# Of one row, of 64 (all that merge), and linear between.
+PROFILE = CostProfile((1, 64), (1_000, 7_300))
+
+
+@pytest.fixture
+def profiled() -> Iterator[Bench]:
+    """A bench whose loop knows what batches cost."""
+    with tempfile.TemporaryDirectory(prefix="ps-") as directory:
+        bench = Bench(Path(directory), profile=PROFILE)
         with bench.open:
             yield bench
 
@@ -99,6 +114,83 @@ def test_batches_that_cannot_merge_run_in_turn(bench: Bench) -> None:
         bench.loop.turn()
     assert bench.runtime.calls == [40, 41, 1]
     assert [f.id for f in _receive(client, 5)] == [1, 2, 3, 5, 4]
+
+
+def _backlog(client: socket.socket, count: int) -> list[tuple[int, int]]:
+    """Return the backlog and the gateways that the next replies tell of."""
+    metas = [decode_reply_meta(frame) for frame in _receive(client, count)]
+    return [(meta.backlog_us, meta.gateways) for meta in metas]
+
+
+def test_replies_tell_what_still_waits(profiled: Bench) -> None:
+    """The backlog is the time of all that waits, merged as far as it goes; the last reply tells of none."""
+    client = profiled.connect()
+    client.sendall(_batch(1, rows=60) + _batch(2, rows=60) + _batch(3, rows=5))
+    told = []
+    for _ in range(3):
+        profiled.loop.turn()
+        told += _backlog(client, 1)
+    assert told == [(PROFILE.time_us(64) + PROFILE.time_us(1), 1), (PROFILE.time_us(5), 1), (0, 1)]
+
+
+def test_replies_tell_what_came_while_the_model_ran(profiled: Bench) -> None:
+    """With several gateways a reply knows of what the others sent meanwhile, though the loop was deaf."""
+    a, b = profiled.connect(), profiled.connect()
+
+    def overtaken(x: Array) -> dict[str, Array]:
+        if len(profiled.runtime.calls) == 1:
+            b.sendall(_batch(2, rows=3))
+        return sum_rows(x)
+
+    profiled.runtime._function = overtaken
+    a.sendall(_batch(1))
+    profiled.loop.turn()
+    assert _backlog(a, 1) == [(PROFILE.time_us(3), 2)]
+    profiled.loop.turn()
+    assert _backlog(b, 1) == [(0, 2)]
+
+
+def test_work_of_a_gone_gateway_is_no_backlog(profiled: Bench) -> None:
+    """What will be dropped unexecuted takes no time, and who is gone is not counted."""
+    gone, good = profiled.connect(), profiled.connect()
+
+    def deserted(x: Array) -> dict[str, Array]:
+        if len(profiled.runtime.calls) == 1:
+            gone.sendall(_batch(3, rows=64))
+            gone.close()
+        return sum_rows(x)
+
+    profiled.runtime._function = deserted
+    good.sendall(_batch(1, rows=64) + _batch(2, rows=2))
+    for _ in range(3):
+        profiled.loop.turn()
+    assert _backlog(good, 2) == [(PROFILE.time_us(64) + PROFILE.time_us(2), 2), (0, 1)]
+    assert profiled.runtime.calls == [64, 2]
+
+
+def test_without_a_profile_no_backlog_is_told(bench: Bench) -> None:
+    """Nothing is predicted from nothing; the number of gateways is known all the same."""
+    a, _ = bench.connect(), bench.connect()
+    a.sendall(_batch(1, rows=60) + _batch(2, rows=60))
+    bench.loop.turn()
+    assert _backlog(a, 1) == [(0, 2)]
+
+
+def test_requests_of_a_model_without_batching_wait_one_by_one() -> None:
+    """Without batching each waiting request costs as much as one alone."""
+    executor, _, clock, log = executor_of(lambda x: {"y": x[0]}, spec=WHOLE)
+    with tempfile.TemporaryDirectory(prefix="ps-") as directory, ExitStack() as stack:
+        loop = ReplicaLoop(executor, now_us=clock, log=log.append, profile=CostProfile((1,), (400,)))
+        stack.callback(loop.close)
+        loop.listen(f"unix:{directory}/r.sock")
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.settimeout(5)
+        client.connect(f"{directory}/r.sock")
+        loop.turn()
+        whole = [[[1, 2, 3], [4, 5, 6]]]
+        client.sendall(_frame(batch_of(whole, [1])) + _frame(batch_of(whole * 3, [1, 1, 1])))
+        loop.turn()
+        assert _backlog(client, 1) == [(1_200, 1)]
 
 
 @pytest.mark.parametrize("cut", [1, 31, 32, 40])

@@ -6,6 +6,8 @@ import msgspec
 import pytest
 
 from penstock.core.models import ModelSpec
+from penstock.core.profiles import CostProfile
+from penstock.core.statistics import GatewayStatistics
 from penstock.core.tensors import TensorSpec
 from penstock.wire.control import (
     MESSAGE_BYTES_MAX,
@@ -13,7 +15,9 @@ from penstock.wire.control import (
     ControlError,
     Drain,
     Drained,
+    GatewayReport,
     ModelEntry,
+    ReplicaHello,
     Snapshot,
     encode_message,
 )
@@ -36,8 +40,20 @@ def test_messages_are_maps_with_their_name() -> None:
 def test_a_snapshot_carries_whole_specs() -> None:
     """A gateway gets a model's whole declaration back, equal to what the replica said."""
     spec = ModelSpec("m", (TensorSpec("x", "FP32", (-1, 2), finite=True),), (TensorSpec("y", "BYTES", (-1,)),))
-    snapshot = Snapshot(3, (ModelEntry("m", "1", "READY", "", spec, ("unix:a", "tcp:h:1")),))
+    profile = CostProfile((1, 8), (100, 450))
+    snapshot = Snapshot(3, (ModelEntry("m", "1", "READY", "", spec, ("unix:a", "tcp:h:1"), profile),))
     assert ControlDecoder().feed(encode_message(snapshot)) == [snapshot]
+
+
+def test_costs_travel_as_rows_and_times() -> None:
+    """A hello and a report bring profiles back whole, and without one there is none."""
+    spec = ModelSpec("m", (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1,)),))
+    profile = CostProfile((1, 8), (100, 450))
+    hello = ReplicaHello(1, "m#0", "unix:a", spec, 5, profile)
+    report = GatewayReport(GatewayStatistics(), {"m:1": True}, draining=False, profiles={"m:1": {"": profile}})
+    assert ControlDecoder().feed(encode_message(hello) + encode_message(report)) == [hello, report]
+    assert ReplicaHello(1, "m#0", "unix:a", spec, 5).profile is None
+    assert GatewayReport(GatewayStatistics(), {}, draining=False).profiles == {}
 
 
 @pytest.mark.parametrize(

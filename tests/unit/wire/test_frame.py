@@ -51,7 +51,14 @@ def test_descriptions_are_arrays() -> None:
     """Descriptions travel as msgpack arrays, fields in order: a new field may only be added at the end."""
     assert msgspec.msgpack.decode(encode_meta(META)) == [[["x", "FP32", [2], 8]], [1], [0], {}]
     failed = ReplyMeta((), (Failure(0, 400, "no"),), 1, 2, 3, 4, 5)
-    assert msgspec.msgpack.decode(encode_meta(failed)) == [[], [[0, 400, "no"]], 1, 2, 3, 4, 5]
+    assert msgspec.msgpack.decode(encode_meta(failed)) == [[], [[0, 400, "no"]], 1, 2, 3, 4, 5, 0, 1]
+
+
+def test_a_reply_without_backlog_is_of_an_idle_replica_with_one_gateway() -> None:
+    """What an older replica does not say has the value of the least surprise."""
+    older = msgspec.msgpack.encode([[["y", "FP32", [], 4]], [], 1, 2, 3, 4, 5])
+    assert decode_reply_meta(frame(older, bytes(4))) == REPLY
+    assert (REPLY.backlog_us, REPLY.gateways) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +136,10 @@ def test_replies_that_lie_are_frame_errors(failures: tuple[Failure, ...], messag
     """A reply fails each request at most once, with a status that is a failure's."""
     with pytest.raises(FrameError, match=message):
         decode_reply_meta(frame(encode_meta(msgspec.structs.replace(REPLY, failures=failures)), bytes(4)))
+
+
+@pytest.mark.parametrize("changes", [{"backlog_us": -1}, {"gateways": 0}])
+def test_a_backlog_that_cannot_be_is_a_frame_error(changes: dict[str, int]) -> None:
+    """A gateway plans with these numbers, so they are checked where they enter."""
+    with pytest.raises(FrameError, match="expected a backlog of >= 0 µs and at least one gateway"):
+        decode_reply_meta(frame(encode_meta(msgspec.structs.replace(REPLY, **changes)), bytes(4)))

@@ -63,9 +63,8 @@ def test_a_batched_model_has_dimensions_without_the_batch() -> None:
 def test_the_configuration_says_how_batches_form() -> None:
     """Batching, deadline, queue bound and replicas of the spec appear in Triton's terms and units."""
     tensor = TensorSpec("x", "FP32", (-1, 8))
-    spec = ModelSpec(
-        "m", (tensor,), (tensor,), platform="onnx_onnxruntime", batching=Batching(size_max=16, wait_us_max=500)
-    )
+    batching = Batching("size_or_timeout", size_max=16, wait_us_max=500)
+    spec = ModelSpec("m", (tensor,), (tensor,), platform="onnx_onnxruntime", batching=batching)
     config = json.loads(encode_model_config(spec, replica_count=3))
     assert config["dynamic_batching"]["preferred_batch_size"] == [16]
     assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 500
@@ -73,6 +72,33 @@ def test_the_configuration_says_how_batches_form() -> None:
     assert config["dynamic_batching"]["default_queue_policy"]["max_queue_size"] == 8_192
     assert config["instance_group"][0]["count"] == 3
     assert (config["platform"], config["backend"]) == ("onnx_onnxruntime", "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("batching", "told", "delay_us"),
+    [
+        (Batching(), {"batching.policy": "deadline", "batching.mode": "latency"}, None),
+        (Batching(mode="fair"), {"batching.policy": "deadline", "batching.mode": "fair"}, None),
+        (Batching("adaptive"), {"batching.policy": "adaptive", "batching.mode": "latency"}, None),
+        (
+            Batching("size_or_timeout", wait_us_max=7, eager=False),
+            {"batching.policy": "size_or_timeout", "batching.mode": "latency", "batching.eager": "false"},
+            7,
+        ),
+    ],
+)
+def test_the_configuration_says_which_policy_is_in_force(
+    batching: Batching, told: dict[str, str], delay_us: int | None
+) -> None:
+    """Only what the policy in force uses is told, a fixed delay and eagerness by one alone; and never the tenants."""
+    tensor = TensorSpec("x", "FP32", (-1, 8))
+    spec = ModelSpec("m", (tensor,), (tensor,), batching=batching, slo_us=12_500, weights=(("secret", 2.0),))
+    config = json.loads(encode_model_config(spec))
+    expected = {**told, "slo_ms": "12.5", "timeout_ms": "30000"}
+    assert {key: value["string_value"] for key, value in config["parameters"].items()} == expected
+    assert config["dynamic_batching"].get("max_queue_delay_microseconds") == delay_us
+    assert config["dynamic_batching"]["default_queue_policy"]["default_timeout_microseconds"] == 12_500
+    assert "secret" not in json.dumps(config)
 
 
 def test_datatypes_have_tritons_names() -> None:

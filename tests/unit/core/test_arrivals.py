@@ -1,12 +1,9 @@
-"""Arrival processes: means and dispersions within statistical error, determinism, traces, and what bad input gets."""
-
-from pathlib import Path
+"""Arrival processes: means and dispersions within statistical error, determinism, and what bad input gets."""
 
 import numpy as np
 import pytest
 
-from penstock.core.errors import ConfigError
-from penstock.load.arrivals import (
+from penstock.core.arrivals import (
     MMPP_BURST_RATE_RATIO,
     MMPP_BURST_TIME_RATIO,
     MMPP_CYCLE_S,
@@ -14,8 +11,8 @@ from penstock.load.arrivals import (
     Times,
     parse_arrivals,
     plan_arrivals,
-    read_trace,
 )
+from penstock.core.errors import ConfigError
 
 RATE = 1_000.0
 
@@ -60,22 +57,17 @@ def test_mmpp_has_the_asked_mean_and_is_bursty() -> None:
     assert counts.var() / counts.mean() == pytest.approx(dispersion, rel=0.35)
 
 
-@pytest.mark.parametrize("text", ["poisson", "gamma:4", "mmpp"])
+@pytest.mark.parametrize("text", ["poisson", "gamma:4", "mmpp", "step:3,0.2,0.4", "diurnal:0.5,1"])
 def test_a_seed_decides_the_schedule(text: str) -> None:
     """The same seed gives the same schedule, another seed another one."""
     assert np.array_equal(plan(text, 2.0, seed=5), plan(text, 2.0, seed=5))
     assert not np.array_equal(plan(text, 2.0, seed=5)[:50], plan(text, 2.0, seed=6)[:50])
 
 
-def test_a_trace_is_stretched_to_the_rate_and_keeps_its_shape(tmp_path: Path) -> None:
+def test_a_trace_is_stretched_to_the_rate_and_keeps_its_shape() -> None:
     """Replaying scales time only: gaps keep their ratios, and a short trace repeats with the asked mean rate."""
-    path = tmp_path / "trace.csv"
-    path.write_text(
-        "TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.0000000,1\n2023-11-16 18:17:04.0,1\n2023-11-16 18:17:07,1\n"
-    )
-    trace = read_trace(str(path))
-    assert trace.tolist() == [0, 1_000_000, 4_000_000]
-    arrivals = Arrivals("trace", path=str(path))
+    trace = np.array([0, 1_000_000, 4_000_000], dtype=np.int64)
+    arrivals = Arrivals("trace", path="trace.csv")
     times = plan_arrivals(arrivals, np.random.default_rng(0), rate=3.0, duration_us=10_000_000, trace_us=trace)
     assert len(times) == 30
     first = np.diff(times[:3])
@@ -83,15 +75,36 @@ def test_a_trace_is_stretched_to_the_rate_and_keeps_its_shape(tmp_path: Path) ->
     assert times[3] - times[0] == 1_000_000
 
 
-def test_a_trace_in_seconds_needs_no_known_column(tmp_path: Path) -> None:
-    """Without a known column name the first column counts, in seconds, in any order."""
-    path = tmp_path / "trace.csv"
-    path.write_text("when,what\n2.5,a\n0.5,b\n")
-    assert read_trace(str(path)).tolist() == [0, 2_000_000]
+def test_a_step_multiplies_the_rate_between_two_instants() -> None:
+    """Counts before, inside and after the step are within 4 standard errors of the base rate and of its multiple."""
+    times = plan("step:5,20,30", duration_s=60.0)
+    for from_s, to_s, rate in ((0, 20, RATE), (20, 30, 5 * RATE), (30, 60, RATE)):
+        count = np.count_nonzero((times >= from_s * 1e6) & (times < to_s * 1e6))
+        assert abs(count - rate * (to_s - from_s)) < 4 * np.sqrt(rate * (to_s - from_s))
+
+
+def test_a_step_after_the_end_changes_nothing() -> None:
+    """A step that begins when the run is over leaves a schedule of the base rate."""
+    assert abs(len(plan("step:9,50,60", duration_s=50.0)) - 50 * RATE) < 4 * np.sqrt(50 * RATE)
+
+
+def test_a_diurnal_rate_is_a_sine_about_its_mean() -> None:
+    """Each quarter of a period holds the integral of rate * (1 + a sin) within 4 standard errors."""
+    times = plan("diurnal:0.8,40", duration_s=400.0)
+    quarters = np.bincount((times % 40_000_000) // 10_000_000, minlength=4)
+    swing = 0.8 * 2 / np.pi  # mean of the sine over a quarter
+    for count, ratio in zip(quarters, (1 + swing, 1 + swing, 1 - swing, 1 - swing), strict=True):
+        expected = RATE * 100 * ratio
+        assert abs(count - expected) < 4 * np.sqrt(expected)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "posson", "poisson:2", "gamma", "gamma:", "gamma:x", "gamma:0", "gamma:nan", "trace:"]
+    "text",
+    [
+        *["", "posson", "poisson:2", "gamma", "gamma:", "gamma:x", "gamma:0", "gamma:nan", "trace:", "gamma:1,2"],
+        *["step", "step:5", "step:5,3,2", "step:-1,2,3", "step:2,a,3", "step:2,1,inf"],
+        *["diurnal:1.1,5", "diurnal:0.5", "diurnal:0.5,0", "diurnal:nan,1"],
+    ],
 )
 def test_unparsable_arrivals_name_the_option(text: str) -> None:
     """Bad arrivals are the operator's error; the message names the option and what was got."""
@@ -99,22 +112,15 @@ def test_unparsable_arrivals_name_the_option(text: str) -> None:
         parse_arrivals(text)
 
 
-@pytest.mark.parametrize("content", ["", "t\n", "t\n1\n", "t\n1\n1\n", "t\n1\nsoon\n", "a,timestamp\n1\n2\n"])
-def test_a_useless_trace_is_refused(tmp_path: Path, content: str) -> None:
-    """A trace without two distinct times, or with a time that does not parse, is refused by name."""
-    path = tmp_path / "trace.csv"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=r"--arrivals: expected .*trace\.csv"):
-        read_trace(str(path))
-
-
-def test_a_missing_trace_is_refused(tmp_path: Path) -> None:
-    """A file that is not there is the operator's error."""
-    with pytest.raises(ConfigError, match="readable"):
-        read_trace(str(tmp_path / "none.csv"))
-
-
-@pytest.mark.parametrize("text", ["poisson", "constant", "gamma:4", "mmpp", "trace:a.csv"])
+@pytest.mark.parametrize(
+    "text", ["poisson", "constant", "gamma:4", "mmpp", "trace:a.csv", "step:5,20,40", "diurnal:0.8,3600"]
+)
 def test_describe_round_trips(text: str) -> None:
     """What an arrival process is called parses back to it."""
     assert parse_arrivals(text).describe() == text
+
+
+def test_a_complaint_begins_with_the_place() -> None:
+    """Whoever reads arrivals from elsewhere than the command line says where."""
+    with pytest.raises(ConfigError, match=r"^sources\[2\].arrivals: expected "):
+        parse_arrivals("gamma:0", "sources[2].arrivals")

@@ -1,0 +1,103 @@
+"""Whose turn it is when not everyone can be served: device time charged to tenants, by weight.
+
+Each tenant has a virtual time: the device time it has used over its weight. While all that waits fits into the next
+batch nobody is held back; when it does not, a tenant may take its share of the batch, corrected by how far it is
+behind or ahead of the others. A tenant that comes back from idleness starts level with those that wait: idle time is
+not banked. Pure. Not here: deadlines (`queueing.py`), carrying it out (`scheduling.py`).
+
+Source: start-time fair queueing (Goyal et al. 1996); charging after the fact, as the virtual token counter (OSDI 2024).
+"""
+
+from collections.abc import Mapping
+
+__all__ = ["Account", "Ledger"]
+
+# Tenants remembered although they have nothing waiting. What they are ahead by is forgotten with them.
+ACCOUNTS_MAX = 1_024
+
+
+class Account:
+    """One tenant's account.
+
+    Attributes:
+        weight: Its share of a contended device is weight over the sum of weights of those that wait.
+        virtual_us: Device time charged, over weight, µs.
+        waiting: Requests waiting now.
+    """
+
+    __slots__ = ("tenant", "virtual_us", "waiting", "weight")
+
+    def __init__(self, tenant: str, weight: float) -> None:
+        self.tenant = tenant
+        self.weight = weight
+        self.virtual_us = 0.0
+        self.waiting = 0
+
+
+class Ledger:
+    """The accounts of one model's tenants.
+
+    Args:
+        weights: By tenant; those not named weigh 1.
+    """
+
+    __slots__ = ("_weights", "accounts", "backlogged")
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
+        self.accounts: dict[str, Account] = {}
+        self.backlogged: dict[str, Account] = {}
+
+    def enter(self, tenant: str) -> Account:
+        """A request of this tenant begins to wait."""
+        account = self.accounts.get(tenant)
+        if account is None:
+            if len(self.accounts) >= ACCOUNTS_MAX:
+                self.accounts = dict(self.backlogged)
+            account = self.accounts[tenant] = Account(tenant, self._weights.get(tenant, 1.0))
+        if not account.waiting:
+            if self.backlogged:
+                floor_us = min(a.virtual_us for a in self.backlogged.values())
+                account.virtual_us = max(account.virtual_us, floor_us)
+            self.backlogged[tenant] = account
+        account.waiting += 1
+        return account
+
+    def leave(self, tenant: str) -> None:
+        """A request of this tenant waits no longer."""
+        account = self.backlogged[tenant]
+        account.waiting -= 1
+        if not account.waiting:
+            del self.backlogged[tenant]
+
+    def charge(self, tenant: str, device_us: float) -> None:
+        """Charge device time, µs; negative to correct an estimate that was too high."""
+        account = self.accounts.get(tenant)
+        if account is not None:
+            account.virtual_us += device_us / account.weight
+
+    def share(self, tenant: str) -> float:
+        """Return this tenant's share of the device among those that wait, itself included, 0-1."""
+        mine = self._weights.get(tenant, 1.0)
+        others = sum(a.weight for name, a in self.backlogged.items() if name != tenant)
+        return mine / (mine + others)
+
+    def allowances(self, rows: int, row_us: float) -> dict[str, float]:
+        """Divide `rows` of a contended batch among the tenants that wait.
+
+        Args:
+            rows: To be divided.
+            row_us: Device time of one row, µs, > 0: turns being ahead or behind into rows.
+
+        Returns:
+            Rows each may take before the others have had theirs. May be negative for one that is far ahead; being
+            ahead or behind moves an allowance by at most `rows`.
+        """
+        accounts = self.backlogged.values()
+        weight = sum(a.weight for a in accounts)
+        level_us = sum(a.virtual_us * a.weight for a in accounts) / weight
+        allowed = {}
+        for account in accounts:
+            behind = (level_us - account.virtual_us) * account.weight / row_us
+            allowed[account.tenant] = rows * account.weight / weight + min(max(behind, -rows), rows)
+        return allowed

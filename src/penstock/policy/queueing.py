@@ -1,0 +1,220 @@
+"""What waits for a model: entries in lanes of one tenant and one class, lanes in queues of what may share a batch.
+
+Each lane is in order of deadline. Most callers of a model allow themselves the same time, so most entries arrive in
+that order and cost an append; the others go through a heap. Pure. Not here: when a batch is closed (`batching.py`),
+whose turn it is (`fairness.py`), the answer to the caller (`gateway/work.py`).
+"""
+
+from collections import deque
+from enum import IntEnum
+from heapq import heapify, heappop, heappush
+
+from penstock.policy.profiling import ServiceEstimate
+
+__all__ = [
+    "BATCH",
+    "DONE",
+    "INTERACTIVE",
+    "QUEUED",
+    "RUNNING",
+    "Entry",
+    "EntryState",
+    "Lane",
+    "RequestClass",
+    "SignatureQueue",
+]
+
+# Abandoned entries a lane may carry before it is swept, beyond as many as it has live ones: amortised O(1).
+STALE_MAX = 64
+
+
+class RequestClass(IntEnum):
+    """What a caller asks for: an answer soon, or much work done eventually."""
+
+    INTERACTIVE = 0
+    BATCH = 1
+
+
+class EntryState(IntEnum):
+    """Where an entry is."""
+
+    QUEUED = 0
+    RUNNING = 1
+    DONE = 2
+
+
+# By their own names: the hot path tests them several times a request, and an enum's attribute costs more.
+INTERACTIVE, BATCH = RequestClass.INTERACTIVE, RequestClass.BATCH
+QUEUED, RUNNING, DONE = EntryState.QUEUED, EntryState.RUNNING, EntryState.DONE
+
+
+class Entry:
+    """One request as the scheduler sees it. Whoever submits requests derives from this.
+
+    Args:
+        rows: Rows it adds to a batch, >= 1.
+        nbytes: Bytes of its inputs.
+        arrived_us: When it was first heard of.
+        deadline_us: When its answer is of no use any more.
+        request_class: `INTERACTIVE` or `BATCH`.
+        tenant: On whose account it runs.
+    """
+
+    __slots__ = (
+        "arrived_us",
+        "attempts",
+        "deadline_us",
+        "lane",
+        "nbytes",
+        "queued_us",
+        "request_class",
+        "rows",
+        "sent_us",
+        "state",
+        "tenant",
+    )
+
+    lane: "Lane"
+    queued_us: int
+    sent_us: int
+
+    def __init__(
+        self,
+        rows: int,
+        nbytes: int,
+        arrived_us: int,
+        deadline_us: int,
+        *,
+        request_class: RequestClass = INTERACTIVE,
+        tenant: str = "",
+    ) -> None:
+        self.rows = rows
+        self.nbytes = nbytes
+        self.arrived_us = arrived_us
+        self.deadline_us = deadline_us
+        self.request_class = request_class
+        self.tenant = tenant
+        self.attempts = 0
+        self.state = QUEUED
+
+
+class Lane:
+    """Entries of one tenant and one class in one queue, the earliest deadline first.
+
+    Attributes:
+        requests, rows: Waiting now.
+    """
+
+    __slots__ = ("_late", "_ordered", "_sequence", "_stale", "queue", "request_class", "requests", "rows", "tenant")
+
+    def __init__(self, queue: "SignatureQueue", request_class: RequestClass, tenant: str) -> None:
+        self.queue = queue
+        self.request_class = request_class
+        self.tenant = tenant
+        self.requests = 0
+        self.rows = 0
+        self._ordered: deque[Entry] = deque()
+        self._late: list[tuple[int, int, Entry]] = []  # what came after an entry with a later deadline
+        self._sequence = 0
+        self._stale = 0
+
+    def push(self, entry: Entry) -> None:
+        """Queue an entry."""
+        entry.lane = self
+        entry.state = QUEUED
+        ordered = self._ordered
+        if not ordered or entry.deadline_us >= ordered[-1].deadline_us:
+            ordered.append(entry)
+        else:
+            self._sequence += 1
+            heappush(self._late, (entry.deadline_us, self._sequence, entry))
+        self.requests += 1
+        self.rows += entry.rows
+        self.queue.requests += 1
+        self.queue.rows += entry.rows
+
+    def head(self) -> Entry | None:
+        """Return the entry with the earliest deadline, or None. Abandoned ones in front of it are thrown away."""
+        ordered, late = self._ordered, self._late
+        while ordered and ordered[0].state is not QUEUED:
+            ordered.popleft()
+            self._stale -= 1
+        if not late:
+            return ordered[0] if ordered else None
+        while late and late[0][2].state is not QUEUED:
+            heappop(late)
+            self._stale -= 1
+        if late and (not ordered or late[0][0] < ordered[0].deadline_us):
+            return late[0][2]
+        return ordered[0] if ordered else None
+
+    def pop(self) -> Entry:
+        """Take the entry that `head` returned just now."""
+        ordered, late = self._ordered, self._late
+        is_late = late and (not ordered or late[0][0] < ordered[0].deadline_us)
+        entry = heappop(late)[2] if is_late else ordered.popleft()
+        self._leave(entry)
+        return entry
+
+    def forget(self, entry: Entry) -> None:
+        """An entry that waits here leaves by another way than the head. Set its state first."""
+        self._leave(entry)
+        self._stale += 1
+        if self._stale > self.requests + STALE_MAX:
+            # In place: whoever is taking from this lane may have caused this, through a caller that gave up.
+            waiting = [e for e in self._ordered if e.state is QUEUED]
+            self._ordered.clear()
+            self._ordered.extend(waiting)
+            self._late[:] = [item for item in self._late if item[2].state is QUEUED]
+            heapify(self._late)
+            self._stale = 0
+
+    def _leave(self, entry: Entry) -> None:
+        self.requests -= 1
+        self.rows -= entry.rows
+        self.queue.requests -= 1
+        self.queue.rows -= entry.rows
+
+    def entries(self) -> list[Entry]:
+        """Return what waits, in no particular order."""
+        return [e for e in (*self._ordered, *(item[2] for item in self._late)) if e.state is QUEUED]
+
+
+class SignatureQueue:
+    """What may share a batch: same tensors, inner shapes and parameters.
+
+    Args:
+        key: What its entries have in common.
+        estimate: What batches of it cost.
+        alone: Each entry travels by itself.
+
+    Attributes:
+        lanes: By (class, tenant). Empty ones stay until `sweep`.
+        requests, rows: Waiting now, all lanes together.
+    """
+
+    __slots__ = ("alone", "estimate", "key", "lanes", "requests", "rows")
+
+    def __init__(self, key: object, estimate: ServiceEstimate, *, alone: bool) -> None:
+        self.key = key
+        self.estimate = estimate
+        self.alone = alone
+        self.lanes: dict[tuple[RequestClass, str], Lane] = {}
+        self.requests = 0
+        self.rows = 0
+
+    def lane(self, request_class: RequestClass, tenant: str) -> Lane:
+        """Return the lane of this class and tenant, made if need be."""
+        key = (request_class, tenant)
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(self, request_class, tenant)
+        return lane
+
+    def sweep(self) -> None:
+        """Forget lanes that are empty."""
+        self.lanes = {key: lane for key, lane in self.lanes.items() if lane.requests}
+
+    def heads(self) -> list[Entry]:
+        """Return the head of every lane that holds something."""
+        return [head for lane in self.lanes.values() if lane.requests and (head := lane.head()) is not None]

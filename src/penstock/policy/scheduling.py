@@ -1,0 +1,893 @@
+"""The scheduler of a model version in one gateway: who may wait, what leaves when, to which replica, who is dropped.
+
+    observe (admit, observe_reply, abandon, add_replica ...) --> decide --> the owner applies: Dispatch | Drop | Wait
+
+It decides and does nothing else: no clock, no IO, no dice of its own. The live gateway (`gateway/batcher.py`) and the
+simulator (`sim/`) drive this same object, so what is simulated is what runs. Ask `decide` again until it says Wait.
+
+Not here: the rules themselves (`batching.py`, `admission.py`, `fairness.py`, `balancing.py`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from penstock.core.models import Batching, ModelSpec, QueueBounds
+from penstock.core.profiles import CostProfile
+from penstock.policy.admission import (
+    RETRY_AFTER_US_MAX,
+    RETRY_AFTER_US_MIN,
+    DelayLimit,
+    RefusalReason,
+    decide_refusal,
+    estimate_retry_after_us,
+    predict_completion_us,
+)
+from penstock.policy.balancing import Dispatch, Replica, choose_replica, find_outlier
+from penstock.policy.batching import (
+    GUARD_US,
+    SOLE_REPLICA_RATIO,
+    AdaptiveSize,
+    CloseReason,
+    QueueView,
+    Wait,
+    count_fitting,
+    decide_close,
+    plan_target,
+)
+from penstock.policy.fairness import Ledger
+from penstock.policy.profiling import ServiceEstimate
+from penstock.policy.queueing import BATCH, DONE, INTERACTIVE, QUEUED, RUNNING, Entry, Lane, SignatureQueue
+
+__all__ = ["Dispatch", "Drop", "Lost", "Refusal", "Scheduler", "SchedulerConfig", "Served", "Wait"]
+
+# Distinct input signatures of one model that may wait at once. Callers choose open dimensions and parameters,
+# so without a bound they could make queues without end.
+SIGNATURES_MAX = 1_024
+# Tenants and classes of one signature that may wait at once.
+LANES_MAX = 4_096
+# Deadlines are looked for among all that waits at most this often: under overload one passes in every turn of the
+# event loop. A request is never executed after its deadline, but may be told so this much later.
+EXPIRY_INTERVAL_US = 2_000
+# The drain rate behind Retry-After is counted over windows of this length.
+DRAIN_WINDOW_US = 1_000_000
+# Arrivals are counted over windows of this length, and the rate is their average over about ten of them: it follows a
+# step in a tenth of a second, and at 1,000 rows per second is known to about a tenth.
+RATE_WINDOW_US = 10_000
+RATE_MEMORY_US = 100_000
+# The batch behind a running one is sent this much before that one is done, beyond the measured way there: timers of
+# an event loop count milliseconds, and a replica should not stand idle for one.
+LEAD_US = 1_000
+# Executions on replicas slower than the fastest by more than this say nothing about the profile.
+SLOW_RATIO = 1.25
+# Weight of the newest batch in the measured way to a replica and back.
+OVERHEAD_WEIGHT = 0.1
+# An SLO is kept if 95 % of answers are in time: as long as no more than this part is late and next to none is refused,
+# a request that is late by the model's own SLO is still answered. A deadline that the caller named is never passed.
+LATE_RATIO_MAX = 0.045
+SHED_RATIO_MAX = 0.02
+# Predictions err. Each request that is dropped although it was admitted adds this part of a batch's time to the margin
+# by which later ones must be in time; each one refused takes back a hundredth of that, so about one in a hundred of
+# those not served has waited.
+MARGIN_STEP_RATIO = 0.02
+DROPS_PER_REFUSAL = 0.01
+MARGIN_US_MAX = 1_000_000
+# From this part of requests not served on it is taken to be overload, not chance.
+OVERLOAD_RATIO = 0.1
+# Those parts are averaged over about this many requests.
+RATIO_MEMORY = 500
+# While requests are refused as predicted late although a replica is idle, one is let through this often: only
+# executions can correct an estimate that is too high.
+PROBE_INTERVAL_US = 100_000
+# Of the SLO, the queue delay that the concurrency limit aims at (Breakwater: 40 %).
+DELAY_TARGET_RATIO = 0.4
+# The least part of a contended batch that requests of class `batch` get, by mode: what bounds their wait.
+BATCH_SHARES = {"latency": 0.1, "fair": 0.3, "throughput": 0.5}
+# A batch of only class `batch` takes at most this part of the SLO, so that an interactive request finds a replica.
+BATCH_CLASS_RATIO = 1 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """What a scheduler goes by. See `ModelSpec` for the fields of the same names.
+
+    Args:
+        batch_bytes_max: While more than this waits, requests travel one by one: together they might not fit.
+    """
+
+    batching: Batching = field(default_factory=Batching)
+    bounds: QueueBounds = field(default_factory=QueueBounds)
+    slo_us: int = 0
+    timeout_us: int = 30_000_000
+    is_batched: bool = True
+    weights: Mapping[str, float] = field(default_factory=dict)
+    batch_bytes_max: int = 1 << 62
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, *, batch_bytes_max: int) -> "SchedulerConfig":
+        """Return what a model was published with."""
+        return cls(
+            batching=spec.batching,
+            bounds=spec.queue,
+            slo_us=spec.slo_us,
+            timeout_us=spec.timeout_us,
+            is_batched=spec.is_batched,
+            weights=dict(spec.weights),
+            batch_bytes_max=batch_bytes_max,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request may not wait. Coming back before `retry_after_us` is useless.
+
+    Args:
+        reason: Why.
+        retry_after_us: When to come back, from now.
+        predicted_us: For `PREDICTED_LATE`, how long it would have taken; else 0.
+    """
+
+    reason: RefusalReason
+    retry_after_us: int
+    predicted_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """These entries waited and will not be executed; they are done. Refuse them."""
+
+    entries: list[Entry]
+    reason: RefusalReason
+    retry_after_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What a replica took with it: entries whose deadline has passed, and entries that have lost two replicas.
+
+    All of them are done. Refuse them.
+    """
+
+    expired: list[Entry]
+    refused: list[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a replica says about a batch it answered.
+
+    Args:
+        service_us: Device time of the execution it was part of; 0 if nothing was executed.
+        wait_us: From receipt to the start of that execution.
+        rows: Rows executed together.
+        backlog_us: Device time that still waited at the replica when it answered, all gateways together.
+        gateways: How many gateways feed it.
+    """
+
+    service_us: int
+    wait_us: int = 0
+    rows: int = 0
+    backlog_us: int = 0
+    gateways: int = 1
+
+
+_WAIT_FOR_CHANGE = Wait(None)
+
+
+class _Rate:
+    """Rows per µs of one queue, averaged over about `RATE_MEMORY_US`."""
+
+    __slots__ = ("_count", "_from_us", "value")
+
+    def __init__(self, now_us: int) -> None:
+        self.value = 0.0
+        self._count = 0
+        self._from_us = now_us
+
+    def count(self, rows: int) -> None:
+        self._count += rows
+
+    def fold(self, now_us: int) -> float:
+        elapsed_us = now_us - self._from_us
+        if elapsed_us >= RATE_WINDOW_US:
+            weight = min(elapsed_us / RATE_MEMORY_US, 1.0)
+            self.value += weight * (self._count / elapsed_us - self.value)
+            self._count = 0
+            self._from_us = now_us
+        return self.value
+
+
+class Scheduler:
+    """See the module.
+
+    Args:
+        config: The model's.
+        profile: Measured at load; None if the model could not be measured.
+        chance: Uniform in [0, 1), a stream of its own.
+        bucket_of: Where the length of inputs matters: the length bucket of an entry, the same for all of one key. Each
+            bucket has an estimate of its own.
+
+    Attributes:
+        requests, rows, nbytes: Waiting now.
+        in_flight: Requests sent and not yet answered.
+        replicas: Those that work.
+        estimates: What batches cost, by length bucket; '' is the one measured at load.
+        ledger: What tenants have been charged.
+        limit: The concurrency limit in force; 0 while execution times can be predicted.
+        ejections: How often a replica was put aside.
+        retries: How many entries were sent again because their replica died while it may have been running them.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        profile: CostProfile | None,
+        chance: Callable[[], float],
+        *,
+        bucket_of: Callable[[Entry], str] | None = None,
+    ) -> None:
+        self.config = config
+        self.requests = 0
+        self.rows = 0
+        self.nbytes = 0
+        self.in_flight = 0
+        self.replicas: list[Replica] = []
+        self.ledger = Ledger(config.weights)
+        self.ejections = 0
+        self.retries = 0
+        self._size_max = config.batching.size_max if config.is_batched else 1
+        self.estimates = {"": ServiceEstimate(profile, self._size_max)}
+        self._profile = profile
+        self._bucket_of = bucket_of
+        self._chance = chance
+        self._policy = config.batching.policy
+        self._queues: dict[object, SignatureQueue] = {}
+        self._rates: dict[object, _Rate] = {}
+        self._next_id = 1
+        self._pending: Dispatch | None = None  # decided together with a Drop, which goes first
+        self._expiry_us = 0  # no queued entry expires before this; 0 if none is queued
+        self._gateways = 1
+        self._overhead_us = 0.0
+        self._late_ratio = self._shed_ratio = 0.0
+        self._margin_us = 0.0  # by which a prediction must be in time, learned from who had to be dropped after all
+        self._probed_us = 0
+        self._owed_rows = 0.0  # what class `batch` has been promised of contended batches and not had yet
+        self._drained_before = self._drained = self._window_us = 0
+        self._adaptive = AdaptiveSize(self._size_max, config.slo_us) if self._policy == "adaptive" else None
+        self._delay_limit = DelayLimit(
+            max(round((config.slo_us or config.timeout_us) * DELAY_TARGET_RATIO), 1), 2 * config.bounds.requests_max
+        )
+
+    @property
+    def limit(self) -> int:
+        """The concurrency limit in force; 0 if there is none."""
+        is_predicted = all(estimate.is_usable for estimate in self.estimates.values())
+        return 0 if self._policy != "deadline" or is_predicted else self._delay_limit.limit
+
+    # -- replicas ------------------------------------------------------------------------------------------------
+
+    def add_replica(self, name: str, now_us: int) -> Replica:
+        """A replica can take work from now on."""
+        replica = Replica(name, now_us)
+        self.replicas.append(replica)
+        return replica
+
+    def lose_replica(self, replica: Replica, now_us: int) -> Lost:
+        """A replica is gone. What it was running may have killed it; the batches behind that had not begun.
+
+        What had begun is tried once more, each request alone so that a deadly one cannot take others with it; what had
+        not begun is queued again as it was.
+
+        Returns:
+            Who is not tried again: those whose deadline has passed, and those that have now lost two replicas.
+        """
+        if replica in self.replicas:
+            self.replicas.remove(replica)
+        held, replica.in_flight = replica.in_flight, []
+        begun = _count_begun(held, self._size_max)
+        lost = Lost([], [])
+        for position, dispatch in enumerate(held):
+            self._settle(dispatch, 0)
+            for entry in dispatch.entries:
+                if entry.state is not RUNNING:
+                    continue
+                entry.attempts += position < begun
+                if now_us >= entry.deadline_us:
+                    lost.expired.append(entry)
+                elif entry.attempts > 1:
+                    lost.refused.append(entry)
+                else:
+                    self.retries += position < begun
+                    self._requeue(entry, dispatch.key, now_us, alone=entry.attempts > 0)
+                    continue
+                entry.state = DONE
+        return lost
+
+    # -- in ------------------------------------------------------------------------------------------------------
+
+    def admit(self, entry: Entry, key: object, now_us: int) -> Refusal | None:
+        """Let an entry wait among those of its key, or say why not. A refusal changes nothing for the others."""
+        tenant = entry.tenant
+        bounds = self.config.bounds
+        # Everything below is asked only when it can matter: most requests meet a short queue and a distant deadline.
+        if self.requests >= bounds.requests_max or self.nbytes + entry.nbytes > bounds.bytes_max:
+            account = self.ledger.backlogged.get(tenant)
+            reason = decide_refusal(
+                bounds,
+                requests=self.requests,
+                nbytes=self.nbytes,
+                request_bytes=entry.nbytes,
+                tenant_requests=account.waiting if account else 0,
+                share=self.ledger.share(tenant),
+            )
+            if reason is not None:
+                return self._refuse(reason, now_us)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._make_queue(key, entry, now_us, alone=not self.config.is_batched)
+            if queue is None:
+                return self._refuse(RefusalReason.QUEUE_FULL, now_us)
+        self._rates[key].count(entry.rows)
+        if self._policy == "deadline":
+            if not queue.estimate.is_usable:
+                if self.requests + self.in_flight >= self._delay_limit.limit:
+                    return self._refuse(RefusalReason.CONCURRENCY, now_us)
+            elif self.replicas:
+                refusal = self._refuse_late(entry, queue, now_us)
+                if refusal is not None:
+                    return refusal
+        self._shed_ratio -= self._shed_ratio / RATIO_MEMORY
+        self._enter(queue, entry, now_us)
+        return None
+
+    def _requeue(self, entry: Entry, key: object, now_us: int, *, alone: bool) -> None:
+        """An entry that was sent must be sent again. It is never refused for want of room."""
+        if alone:
+            key = (key, "retry")
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._make_queue(key, entry, now_us, alone=alone or not self.config.is_batched, is_bounded=False)
+            assert queue is not None
+        self._enter(queue, entry, now_us)
+
+    def _enter(self, queue: SignatureQueue, entry: Entry, now_us: int) -> None:
+        if len(queue.lanes) >= LANES_MAX:
+            queue.sweep()
+        entry.queued_us = now_us
+        queue.lane(entry.request_class, entry.tenant).push(entry)
+        self.ledger.enter(entry.tenant)
+        self.requests += 1
+        self.rows += entry.rows
+        self.nbytes += entry.nbytes
+        if not self._expiry_us or entry.deadline_us < self._expiry_us:
+            self._expiry_us = entry.deadline_us
+
+    def _make_queue(
+        self, key: object, entry: Entry, now_us: int, *, alone: bool, is_bounded: bool = True
+    ) -> SignatureQueue | None:
+        if len(self._queues) >= SIGNATURES_MAX:
+            self._queues = {k: q for k, q in self._queues.items() if q.requests}
+            self._rates = {k: r for k, r in self._rates.items() if k in self._queues}
+            if is_bounded and len(self._queues) >= SIGNATURES_MAX:
+                return None
+        bucket = "" if self._bucket_of is None else self._bucket_of(entry)
+        estimate = self.estimates.get(bucket)
+        if estimate is None:
+            estimate = self.estimates[bucket] = ServiceEstimate(self._profile, self._size_max)
+        queue = self._queues[key] = SignatureQueue(key, estimate, alone=alone)
+        self._rates[key] = _Rate(now_us)
+        return queue
+
+    def _refuse(self, reason: RefusalReason, now_us: int, *, predicted_us: int = 0, excess_us: int = 0) -> Refusal:
+        self._shed_ratio += (1 - self._shed_ratio) / RATIO_MEMORY
+        if predicted_us:
+            # It would have been in time had it come so much later; spread, lest all come back at once.
+            retry_us = round(excess_us * (1 + self._chance()))
+            retry_us = min(max(retry_us, RETRY_AFTER_US_MIN), RETRY_AFTER_US_MAX)
+        else:
+            retry_us = self._retry_after_us(now_us)
+        return Refusal(reason, retry_us, predicted_us)
+
+    def _retry_after_us(self, now_us: int) -> int:
+        window_us = max(now_us - self._window_us, 1) + (DRAIN_WINDOW_US if self._drained_before else 0)
+        return estimate_retry_after_us(
+            requests=max(self.requests, 1), drained=self._drained + self._drained_before, window_us=window_us
+        )
+
+    def _refuse_late(self, entry: Entry, queue: SignatureQueue, now_us: int) -> Refusal | None:
+        slack_us = entry.deadline_us - now_us
+        size_max = self._size_max
+        estimate = queue.estimate
+        rows_ahead = self.rows
+        # A replica holds at most two batches and this one would be the third.
+        if rows_ahead <= size_max and slack_us > 4 * estimate.tail_us(size_max):
+            return None
+        if entry.request_class == INTERACTIVE:
+            rows_ahead = sum(
+                lane.rows
+                for q in self._queues.values()
+                for lane in q.lanes.values()
+                if lane.request_class == INTERACTIVE
+            )
+        account = self.ledger.backlogged.get(entry.tenant)
+        if len(self.ledger.backlogged) > (account is not None):
+            mine = 0
+            if account is not None:
+                lane_key = (entry.request_class, entry.tenant)
+                mine = sum(q.lanes[lane_key].rows for q in self._queues.values() if lane_key in q.lanes)
+            rows_ahead = min(rows_ahead, int(mine / self.ledger.share(entry.tenant)))
+        batch_rows = first_rows = (
+            1 if queue.alone else self._sustainable_rows(estimate, entry.deadline_us - entry.arrived_us)
+        )
+        margin_us = round(self._overhead_us)
+        is_shedding = self._shed_ratio > OVERLOAD_RATIO
+        if is_shedding:
+            # There is more work than can be done: better refused now than dropped when it has waited.
+            margin_us += round(self._margin_us)
+        free_us = sorted([max(r.free_us, r.ejected_until_us, now_us) for r in self.replicas])
+        if queue.requests and not queue.alone:
+            room_us = min([e.deadline_us for e in queue.heads()]) - free_us[0] - margin_us
+            first_rows = self._rows_within(estimate, room_us)
+        completion_us = margin_us + predict_completion_us(
+            free_us=free_us,
+            rows_ahead=rows_ahead,
+            rows=entry.rows,
+            first_rows=first_rows,
+            batch_rows=batch_rows,
+            last_rows_min=batch_rows if is_shedding else 1,
+            time_us=estimate.time_us,
+        )
+        if completion_us <= entry.deadline_us:
+            return None
+        if not self.requests and free_us[0] <= now_us and now_us - self._probed_us >= PROBE_INTERVAL_US:
+            self._probed_us = now_us
+            return None
+        if self._is_lateness_allowed(entry) and completion_us <= entry.deadline_us + self.config.slo_us // 4:
+            return None
+        predicted_us = completion_us - entry.arrived_us
+        excess_us = completion_us - entry.deadline_us
+        self._margin_us = max(
+            self._margin_us - MARGIN_STEP_RATIO * DROPS_PER_REFUSAL * estimate.time_us(batch_rows), 0.0
+        )
+        return self._refuse(RefusalReason.PREDICTED_LATE, now_us, predicted_us=predicted_us, excess_us=excess_us)
+
+    def abandon(self, entry: Entry) -> None:
+        """Nobody wants this entry's answer any more: it leaves if it waits. Its state is DONE afterwards."""
+        was_queued = entry.state is QUEUED
+        entry.state = DONE
+        if was_queued:
+            entry.lane.forget(entry)
+            self._left(entry)
+
+    def clear(self) -> list[Entry]:
+        """Take out everything that waits, and return it; all of it is done."""
+        entries = [e for q in self._queues.values() for lane in q.lanes.values() for e in lane.entries()]
+        for entry in entries:
+            self.abandon(entry)
+        self._queues.clear()
+        self._rates.clear()
+        return entries
+
+    def _left(self, entry: Entry) -> None:
+        self.requests -= 1
+        self.rows -= entry.rows
+        self.nbytes -= entry.nbytes
+        self.ledger.leave(entry.tenant)
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def decide(self, now_us: int) -> Dispatch | Drop | Wait:
+        """Decide the next thing to do.
+
+        Returns:
+            A Dispatch, whose entries are RUNNING from now on and must be sent; a Drop, whose entries are DONE; or Wait,
+            and then there is nothing more to do before something changes or its time has come.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            return pending
+        if not self.requests:
+            self._expiry_us = 0
+            return _WAIT_FOR_CHANGE
+        if now_us >= self._expiry_us:
+            expired = self._take_expired(now_us)
+            if expired:
+                return Drop(expired, RefusalReason.EXPIRED)
+            if not self.requests:
+                return _WAIT_FOR_CHANGE
+        available, next_us = self._find_available(now_us)
+        until_us = self._expiry_us
+        if not available:
+            return Wait(until_us if next_us is None else min(until_us, next_us))
+        best = self._find_due(available, now_us)
+        if isinstance(best, Wait):
+            return best if best.until_us is not None and best.until_us < until_us else Wait(until_us)
+        queue, view, reason = best
+        replica = choose_replica(available, now_us, gateways=self._gateways, chance=self._chance)
+        dropped, entries = self._take(queue, view, replica, now_us)
+        if dropped:
+            step_us = MARGIN_STEP_RATIO * queue.estimate.time_us(max(len(entries), 1))
+            self._margin_us = min(self._margin_us + step_us * len(dropped), MARGIN_US_MAX)
+        if entries:
+            dispatch = self._send(queue, view, replica, entries, reason, now_us)
+            if not dropped:
+                return dispatch
+            self._pending = dispatch
+        return Drop(dropped, RefusalReason.DROPPED, self._retry_after_us(now_us))
+
+    def _find_due(self, available: list[Replica], now_us: int) -> tuple[SignatureQueue, QueueView, CloseReason] | Wait:
+        """Return the queue with the earliest deadline among those whose batch should leave now, else when to ask."""
+        idle = sum([not r.in_flight for r in available])
+        until_us: int | None = None
+        best: tuple[SignatureQueue, QueueView, CloseReason] | None = None
+        for queue in self._queues.values():
+            if not queue.requests:
+                continue
+            view = self._view(queue, available, idle, now_us)
+            decision = decide_close(self.config.batching, view, now_us=now_us)
+            if isinstance(decision, Wait):
+                if decision.until_us is not None and (until_us is None or decision.until_us < until_us):
+                    until_us = decision.until_us
+            elif best is None or view.deadline_us < best[1].deadline_us:
+                best = (queue, view, decision.reason)
+        return Wait(until_us) if best is None else best
+
+    def _find_available(self, now_us: int) -> tuple[list[Replica], int | None]:
+        """Return the replicas that can take a batch now, and when the next one can."""
+        lead_us = LEAD_US + round(self._overhead_us)
+        available: list[Replica] = []
+        next_us: int | None = None
+        for replica in self.replicas:
+            from_us = replica.available_us(lead_us)
+            if from_us is None:
+                continue
+            if from_us <= now_us:
+                if replica.ejected_until_us:
+                    replica.ejected_until_us = 0
+                    replica.is_probing = True
+                available.append(replica)
+            elif next_us is None or from_us < next_us:
+                next_us = from_us
+        return available, next_us
+
+    def _speed(self) -> float:
+        """Return how many replicas as fast as the profile says this gateway may count on."""
+        speed = sum([1.0 / r.slowness for r in self.replicas if not r.ejected_until_us])
+        return max(speed / self._gateways, 0.01)
+
+    def _sustainable_rows(self, estimate: ServiceEstimate, slack_us: int) -> int:
+        return count_fitting(
+            slack_us=slack_us,
+            alpha_us=estimate.alpha_us,
+            beta_us=estimate.beta_us,
+            replicas=self._speed(),
+            size_max=self._size_max,
+        )
+
+    def _view(self, queue: SignatureQueue, available: list[Replica], idle: int, now_us: int) -> QueueView:
+        heads = queue.heads()
+        first = heads[0] if len(heads) == 1 else min(heads, key=_deadline_of)
+        oldest_us = first.queued_us if len(heads) == 1 else min([e.queued_us for e in heads])
+        size_max = self._size_max if self._adaptive is None else self._adaptive.rows
+        target, period_us, latest_us = 1, 0, 0
+        if self._policy == "deadline" and not queue.alone:
+            estimate = queue.estimate
+            speed = self._speed()
+            limit = self._sustainable_rows(estimate, first.deadline_us - first.arrived_us)
+            if self.config.slo_us and all(e.request_class == BATCH for e in heads):
+                limit = self._rows_within(estimate, self.config.slo_us * BATCH_CLASS_RATIO)
+            size_max = min(size_max, max(limit, 1)) if self.config.batching.mode == "throughput" else size_max
+            rate = self._rates[queue.key].fold(now_us)
+            busy = 1
+            if len(self._queues) > 1:
+                # Queues take turns: each gets batches as large as their turns are far apart.
+                busy = sum([1 for q in self._queues.values() if q.requests])
+            target, period_us = plan_target(
+                rate=rate,
+                alpha_us=estimate.alpha_us,
+                beta_us=estimate.beta_us * busy,
+                replicas=speed,
+                size_max=limit,
+            )
+            latest_us = first.deadline_us - estimate.tail_us(min(queue.rows + 1, size_max)) - GUARD_US
+            latest_us -= round(self._overhead_us)
+        return QueueView(
+            rows=queue.rows,
+            is_alone=queue.alone,
+            oldest_us=oldest_us,
+            deadline_us=first.deadline_us,
+            available=len(available),
+            idle=idle,
+            target=target,
+            period_us=period_us,
+            latest_us=latest_us,
+            size_max=size_max,
+        )
+
+    def _rows_within(self, estimate: ServiceEstimate, time_us: float) -> int:
+        """Return the largest batch that takes no longer than this, at least 1."""
+        room_us = time_us - estimate.beta_us
+        alpha_us = estimate.alpha_us
+        if alpha_us * self._size_max <= room_us:
+            return self._size_max
+        return max(int(room_us / alpha_us), 1) if room_us > 0 else 1
+
+    def _take(
+        self, queue: SignatureQueue, view: QueueView, replica: Replica, now_us: int
+    ) -> tuple[list[Entry], list[Entry]]:
+        """Take the next batch out of a queue; return who is dropped, and the batch, which may be empty then."""
+        rows_max = 1 if queue.alone or self.nbytes > self.config.batch_bytes_max else view.size_max
+        entries: list[Entry] = []
+        if self._policy != "deadline":
+            self._pick(queue, rows_max, now_us, entries)
+            return [], entries
+        estimate = queue.estimate
+        start_us = max(now_us, replica.free_us) + round(self._overhead_us)
+        slowness = replica.slowness
+        rows = min(queue.rows, rows_max)
+        if view.deadline_us >= start_us + estimate.tail_us(rows) * slowness:  # the whole batch, and all in time
+            self._pick(queue, rows_max, now_us, entries)
+            return [], entries
+        floor = view.target
+        if self._speed() < 2:
+            floor = min(-int(-floor * SOLE_REPLICA_RATIO // 1), self._size_max)
+        floor = max(min(rows, floor), 1)
+        dropped, first_us = self._screen(queue, start_us, slowness, floor, entries)
+        rows = min(queue.rows + sum([e.rows for e in entries]), rows_max)
+        while rows > floor and first_us < start_us + estimate.tail_us(rows) * slowness:
+            rows -= 1
+        self._pick(queue, rows, now_us, entries)
+        return dropped, entries
+
+    def _screen(
+        self, queue: SignatureQueue, start_us: int, slowness: float, floor: int, entries: list[Entry]
+    ) -> tuple[list[Entry], int]:
+        """Sort out who cannot be done in a batch that begins at `start_us` and is large enough.
+
+        Large enough is `floor`, or what is left without those sorted out: for less nobody need go.
+        Those who are late by the model's own SLO stay while it is kept without them; they go first into the batch.
+
+        Returns:
+            Who is dropped, and the earliest deadline of those who can be in time.
+        """
+        dropped: list[Entry] = []
+        first_us = 1 << 62
+        late_rows = 0
+        for lane in queue.lanes.values():
+            while (head := lane.head()) is not None:
+                rows = max(min(floor, queue.rows + late_rows - head.rows), head.rows)
+                if head.deadline_us >= start_us + queue.estimate.tail_us(rows) * slowness:
+                    first_us = min(first_us, head.deadline_us)
+                    break
+                lane.pop()
+                if late_rows + head.rows <= floor and self._is_lateness_allowed(head):
+                    late_rows += head.rows
+                    entries.append(head)
+                    continue
+                self._left(head)
+                head.state = DONE
+                self._shed_ratio += (1 - self._shed_ratio) / RATIO_MEMORY
+                dropped.append(head)
+        return dropped, first_us
+
+    def _is_lateness_allowed(self, entry: Entry) -> bool:
+        slo_us = self.config.slo_us
+        return (
+            bool(slo_us)
+            and entry.deadline_us - entry.arrived_us == slo_us
+            and self._late_ratio < LATE_RATIO_MAX
+            and self._shed_ratio < SHED_RATIO_MAX
+        )
+
+    def _pick(self, queue: SignatureQueue, rows_max: int, now_us: int, entries: list[Entry]) -> None:
+        """Fill a batch up to `rows_max` rows: by deadline if all fit or one tenant waits, else by shares."""
+        rows_max -= sum([e.rows for e in entries])
+        lanes = [lane for lane in queue.lanes.values() if lane.requests]
+        if len(lanes) == 1:
+            _draw(lanes, rows_max, entries)
+        elif queue.rows <= rows_max:
+            for lane in lanes:
+                rows_max -= _draw([lane], rows_max, entries)
+        else:
+            self._pick_by_class(lanes, rows_max, entries)
+        for entry in entries:
+            self._left(entry)
+            entry.state = RUNNING
+            entry.sent_us = now_us
+
+    def _pick_by_class(self, lanes: list[Lane], rows_max: int, entries: list[Entry]) -> None:
+        interactive = [lane for lane in lanes if lane.request_class == INTERACTIVE]
+        batch = [lane for lane in lanes if lane.request_class == BATCH]
+        if not interactive or not batch:
+            self._pick_by_tenant(lanes, rows_max, entries)
+            return
+        self._owed_rows = min(self._owed_rows + BATCH_SHARES[self.config.batching.mode] * rows_max, 2.0 * rows_max)
+        reserved = min(int(self._owed_rows), sum(lane.rows for lane in batch), rows_max)
+        rows = self._pick_by_tenant(interactive, rows_max - reserved, entries)
+        rows = self._pick_by_tenant(batch, rows_max - rows, entries)
+        self._owed_rows = max(self._owed_rows - rows, 0.0)
+
+    def _pick_by_tenant(self, lanes: list[Lane], rows_max: int, entries: list[Entry]) -> int:
+        """Take up to `rows_max` rows from lanes of one class; return how many."""
+        if rows_max <= 0:
+            return 0
+        if len(lanes) == 1 or sum(lane.rows for lane in lanes) <= rows_max:
+            return _draw(lanes, rows_max, entries)
+        row_us = lanes[0].queue.estimate.time_us(rows_max) / rows_max
+        allowances = self.ledger.allowances(rows_max, max(row_us, 1e-3))
+        rows = _draw(lanes, rows_max, entries, allowances)
+        return rows + _draw(lanes, rows_max - rows, entries)
+
+    def _send(
+        self,
+        queue: SignatureQueue,
+        view: QueueView,
+        replica: Replica,
+        entries: list[Entry],
+        reason: CloseReason,
+        now_us: int,
+    ) -> Dispatch:
+        rows = 0
+        for entry in entries:
+            rows += entry.rows
+        dispatch = Dispatch(self._next_id, replica, entries, rows, reason, now_us, key=queue.key, alone=queue.alone)
+        self._next_id += 1
+        dispatch.estimate = queue.estimate
+        if queue.estimate.is_usable:
+            dispatch.predicted_us = round(queue.estimate.time_us(rows) * replica.slowness)
+        dispatch.is_staged = bool(replica.in_flight)
+        replica.in_flight.append(dispatch)
+        start_us = max(now_us + round(self._overhead_us / 2), replica.free_us)
+        replica.free_us = start_us + dispatch.predicted_us
+        self.in_flight += len(entries)
+        self._charge(dispatch, dispatch.predicted_us)
+        self._count_drained(len(entries), now_us)
+        if not queue.estimate.is_usable:
+            self._delay_limit.observe(now_us - view.oldest_us, self.requests + self.in_flight, now_us)
+        return dispatch
+
+    def _take_expired(self, now_us: int) -> list[Entry]:
+        expired: list[Entry] = []
+        next_us = 0
+        for queue in self._queues.values():
+            for lane in queue.lanes.values():
+                while (head := lane.head()) is not None and head.deadline_us <= now_us:
+                    lane.pop()
+                    self._left(head)
+                    head.state = DONE
+                    expired.append(head)
+                if head is not None and (not next_us or head.deadline_us < next_us):
+                    next_us = head.deadline_us
+        self._expiry_us = max(next_us, now_us + EXPIRY_INTERVAL_US) if next_us else 0
+        return expired
+
+    # -- back ----------------------------------------------------------------------------------------------------
+
+    def observe_reply(self, dispatch: Dispatch, served: Served, now_us: int) -> None:
+        """A batch came back."""
+        replica = dispatch.replica
+        is_first = bool(replica.in_flight) and replica.in_flight[0] is dispatch
+        if dispatch in replica.in_flight:
+            replica.in_flight.remove(dispatch)
+        # Of an execution that several batches shared, this one pays for its rows.
+        share_us = (
+            served.service_us * dispatch.rows // served.rows if served.rows > dispatch.rows else served.service_us
+        )
+        self._settle(dispatch, share_us)
+        self._gateways = max(served.gateways, 1)
+        if served.rows and served.service_us:
+            self._observe_service(dispatch, served, now_us)
+        if is_first or not replica.in_flight:
+            ahead_us = sum([d.predicted_us for d in replica.in_flight])
+            replica.free_us = now_us + max(ahead_us, served.backlog_us)
+        in_time = late = 0
+        oldest_us = now_us
+        for entry in dispatch.entries:
+            oldest_us = min(oldest_us, entry.arrived_us)
+            if now_us > entry.deadline_us:
+                late += 1
+            else:
+                in_time += 1
+        weight = min((in_time + late) / RATIO_MEMORY, 1.0)
+        self._late_ratio += weight * (late / max(in_time + late, 1) - self._late_ratio)
+        if self._adaptive is not None:
+            self._adaptive.observe(dispatch.rows, now_us - oldest_us)
+
+    def _observe_service(self, dispatch: Dispatch, served: Served, now_us: int) -> None:
+        estimate, replica = dispatch.estimate, dispatch.replica
+        if estimate is None:
+            return
+        was_probing = replica.is_probing
+        if estimate.is_usable and len(self.replicas) > 1:
+            replica.observe(served.service_us / estimate.time_us(served.rows))
+            if find_outlier(self.replicas, replica):
+                replica.eject(now_us)
+                self.ejections += 1
+            elif was_probing:
+                replica.restore()
+        fastest = min([r.slowness for r in self.replicas], default=1.0)
+        if replica.slowness <= fastest * SLOW_RATIO:
+            estimate.observe(served.rows, served.service_us, now_us)
+        if not dispatch.is_staged and served.rows == dispatch.rows:
+            way_us = max(now_us - dispatch.sent_us - served.service_us - served.wait_us, 0)
+            self._overhead_us += OVERHEAD_WEIGHT * (way_us - self._overhead_us)
+
+    def _settle(self, dispatch: Dispatch, service_us: int) -> None:
+        """Correct what tenants were charged when the batch was sent by what it took."""
+        self.in_flight -= len(dispatch.entries)
+        self._charge(dispatch, service_us - dispatch.predicted_us)
+
+    def _charge(self, dispatch: Dispatch, device_us: int) -> None:
+        if not device_us:
+            return
+        ledger = self.ledger
+        if len(ledger.accounts) == 1:
+            return  # nobody to be fair to; with a second tenant all begin level
+        row_us = device_us / dispatch.rows
+        for entry in dispatch.entries:
+            ledger.charge(entry.tenant, row_us * entry.rows)
+
+    def _count_drained(self, requests: int, now_us: int) -> None:
+        if now_us - self._window_us >= DRAIN_WINDOW_US:
+            is_adjacent = now_us - self._window_us < 2 * DRAIN_WINDOW_US
+            self._drained_before = self._drained if is_adjacent else 0
+            self._drained = 0
+            self._window_us = now_us
+        self._drained += requests
+
+
+def _count_begun(held: list[Dispatch], rows_max: int) -> int:
+    """Count the batches, oldest first, that a lost replica may have been running: replicas merge what fits together."""
+    if not held:
+        return 0
+    first, *others = held
+    count, rows = 1, first.rows
+    for dispatch in others:
+        rows += dispatch.rows
+        if first.alone or dispatch.alone or rows > rows_max or dispatch.key != first.key:
+            break
+        count += 1
+    return count
+
+
+def _deadline_of(entry: Entry) -> int:
+    return entry.deadline_us
+
+
+def _draw(lanes: list[Lane], rows_max: int, entries: list[Entry], allowances: dict[str, float] | None = None) -> int:
+    """Move entries from lanes into a batch, the earliest deadline first; return how many rows.
+
+    Stops at `rows_max` rows or at the first entry that does not fit; a first entry larger than that travels anyway.
+    With allowances, a lane stops when its tenant has had its own.
+    """
+    rows = 0
+    if len(lanes) == 1 and allowances is None:
+        lane = lanes[0]
+        while rows < rows_max and (head := lane.head()) is not None:
+            if rows + head.rows > rows_max and (rows or entries):
+                break
+            entries.append(lane.pop())
+            rows += head.rows
+        return rows
+    taken = {lane.tenant: 0.0 for lane in lanes}
+    open_lanes = list(lanes)
+    while open_lanes and rows < rows_max:
+        best: Lane | None = None
+        first: Entry | None = None
+        for lane in list(open_lanes):
+            head = lane.head()
+            if head is None or (
+                allowances is not None and taken[lane.tenant] + head.rows / 2 > allowances[lane.tenant]
+            ):
+                open_lanes.remove(lane)
+            elif first is None or head.deadline_us < first.deadline_us:
+                best, first = lane, head
+        if best is None or first is None:
+            break
+        if rows + first.rows > rows_max and (rows or entries):
+            open_lanes.remove(best)
+            continue
+        best.pop()
+        entries.append(first)
+        rows += first.rows
+        taken[best.tenant] += first.rows
+    return rows

@@ -1,0 +1,102 @@
+"""`penstock drill` with real processes: the form of its report, its exit status, and that it leaves nothing behind.
+
+The drills run far too short here to say anything of speed: whether their limits are kept is what a whole drill is for.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.adapters.clock import now_us
+from penstock.core.errors import UpstreamError
+from penstock.load.drills.serving import DeviceModel, ServedFleet
+from tests.live.serving import PENSTOCK, wait_until
+
+CHECKS = {"overload": 16, "fairness": 4}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory for all temporary files of a drill, with a path short enough for sockets."""
+    made = Path(tempfile.mkdtemp(prefix="ps-"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def start_drill(folder: Path, *words: str) -> "subprocess.Popen[str]":
+    """Start `penstock drill` with its temporary files in `folder`."""
+    return subprocess.Popen(
+        [str(PENSTOCK), "drill", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Return the pids of processes with this folder for temporary files: a drill and all that it started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"TMPDIR={folder}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_a_short_drill_reports_in_form_and_leaves_nothing(name: str, folder: Path, tmp_path: Path) -> None:
+    """Stdout and --report hold the same document with the documented keys; the exit status is its verdict."""
+    file = tmp_path / "report.json"
+    words = (name, "--duration-scale", "0.05", "--seed", "3", "--json", "--report", str(file))
+    with start_drill(folder, *words) as process:
+        out, err = process.communicate(timeout=100)
+    assert err == ""
+    report: dict[str, Any] = json.loads(out)
+    assert json.loads(file.read_text()) == report
+    assert list(report) == [
+        *("name", "invariant", "fault", "device", "seed", "duration_scale", "figures", "checks", "passed")
+    ]
+    assert (report["name"], report["seed"], report["duration_scale"]) == (name, 3, 0.05)
+    assert report["device"].startswith("emulated")
+    assert len(report["checks"]) == CHECKS[name]
+    for check in report["checks"]:
+        assert list(check) == ["what", "limit", "measured", "passed"]
+    assert report["passed"] is all(check["passed"] for check in report["checks"])
+    assert process.returncode == (0 if report["passed"] else 1)
+    assert all(value is None or isinstance(value, int | float) for value in report["figures"].values())
+    goodput = [value for key, value in report["figures"].items() if key.endswith("goodput_per_s")]
+    assert max(goodput) > 0, "nothing was served at all"
+    assert processes_of(folder) == []
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_drill_that_is_stopped_ends_its_server(number: signal.Signals, folder: Path) -> None:
+    """Ctrl-C or SIGTERM in the middle ends every process that was started, with exit status 130."""
+    with start_drill(folder, "overload") as process:
+        # The drill itself, head, gateway, replica, generator.
+        wait_until(lambda: len(processes_of(folder)) >= 5, "serving and under load", limit_s=60)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert processes_of(folder) == []
+
+
+def test_a_server_that_does_not_start_says_why() -> None:
+    """When the command ends without a ready line, what it wrote to stderr is in the error."""
+    command = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
+    model = DeviceModel("m", beta_ms=1.0, alpha_ms=0.1, size_max=4, slo_ms=50.0)
+    with pytest.raises(UpstreamError, match=r"(?s)expected it to get ready.*no such thing"):
+        ServedFleet(command, [model], now_us).__enter__()
