@@ -18,10 +18,10 @@ EXAMPLES := $(VENV)/.examples
 # What scripts/build_examples.py leaves behind; if one is gone the examples are built again.
 EXAMPLE_FILES := examples/digits/model.onnx examples/minilm/model.onnx examples/minilm/tokenizer.json
 
-.PHONY: help setup serve test check fmt bench FORCE
+.PHONY: help setup serve test check fmt bench bench-fidelity FORCE
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(EXAMPLES) ## Create .venv, install everything, build the example models
 
@@ -43,9 +43,12 @@ fmt: $(INSTALLED) ## Format the code and apply the safe fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(EXAMPLES) ## Run the benchmarks, each beside its yardstick in the same run
+bench: $(EXAMPLES) ## Run the benchmarks, each beside its yardstick in the same run (ARGS="open kill" for some)
 	$(call need_command,wrk,wrk)
 	@exec $(BIN)/python -m bench.run $(ARGS)
+
+bench-fidelity: $(EXAMPLES) ## Compare the simulator with the live server on ten emulated fleets (ARGS=--quick: three)
+	@exec $(BIN)/python -m bench.fidelity $(ARGS)
 
 # Install Debian package $(1), or stop with the one command that does.
 define apt_install

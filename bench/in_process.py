@@ -19,7 +19,7 @@ from penstock.core.tensors import TensorSpec
 from penstock.gateway.batcher import ModelBatcher
 from penstock.gateway.http import HttpConnection, Port
 from penstock.gateway.routes import Routes
-from penstock.gateway.work import Batch
+from penstock.policy.balancing import Dispatch, Replica
 from penstock.testing.transport import MemoryTransport
 from penstock.wire.frame import (
     FrameDecoder,
@@ -52,11 +52,13 @@ class InstantReplica:
     """A link whose batches are answered by `answer`, when asked."""
 
     def __init__(self, batcher: ModelBatcher) -> None:
-        self.in_flight: dict[int, Batch] = {}
+        self.address = "unix:/instant"
+        self.replica: Replica | None = None
+        self.in_flight: dict[int, Dispatch] = {}
         self._batcher = batcher
         self._decoder = FrameDecoder()
 
-    def send(self, batch: Batch, frame: bytes) -> None:
+    def send(self, batch: Dispatch, frame: bytes) -> None:
         """Take a batch."""
         self.in_flight[batch.id] = batch
 
@@ -80,10 +82,17 @@ def measure() -> float:
         return lambda: None
 
     batcher = ModelBatcher(
-        SPEC, statistics=ModelStatistics(), now_us=now_us, call_later=never, schedule_flush=due.append
+        SPEC,
+        None,
+        statistics=ModelStatistics(),
+        now_us=now_us,
+        call_later=never,
+        schedule_flush=due.append,
+        chance=lambda: 0.0,
+        on_bug=_raise,
     )
     replica = InstantReplica(batcher)
-    batcher.links.append(replica)
+    batcher.join_link(replica)
     model = SimpleNamespace(codec=InferenceCodec(SPEC), batcher=batcher, spec=SPEC)
     catalogue: Any = SimpleNamespace(find=lambda _name, _version: model, is_known=True)
     statistics = GatewayStatistics()

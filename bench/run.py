@@ -5,9 +5,10 @@ open     Poisson at 10,000 requests per second on the `digits` model, with `pens
 minilm   sentence embeddings through the server, against a bare onnxruntime loop over the same batches
 kill     2,000 requests per second on `digits` while its only replica is killed with SIGKILL, twice
 malformed  ten thousand malformed requests, with a well-behaved open loop beside them; 5xx, files and memory after
+policies, capacity, overload, fairness, simulate  scheduling: `policies.py`, `capacity.py`, `drills.py`, `simulation.py`
 
-Run alone on the machine. `python -m bench.run closed open minilm kill malformed` runs some; without names, all.
-Other systems on the same work: `bench/peers/run.py`.
+Run alone on the machine: `python -m bench.run open kill` runs some, no name all, in 20 minutes. Status 1: a bar missed.
+Elsewhere: the simulator against the server, `bench/fidelity.py`; other systems on the same work, `bench/peers/run.py`.
 """
 
 import asyncio
@@ -35,7 +36,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bench.capacity import bench_capacity
+from bench.capacity import render as render_capacity
+from bench.drills import bench_fairness, bench_overload
 from bench.history import ROOT, append_history
+from bench.policies import bench_policies
 from bench.serving import (
     PENSTOCK,
     Server,
@@ -48,6 +53,7 @@ from bench.serving import (
     running,
     wait_for_port,
 )
+from bench.simulation import bench_simulate
 from penstock.core.tensors import TensorSpec
 from penstock.testing.malformed import Target, malformed_requests
 from penstock.testing.rogue import Findings, misbehave
@@ -282,6 +288,11 @@ BENCHES = {
     "minilm": bench_minilm,
     "kill": bench_kill,
     "malformed": bench_malformed,
+    "policies": bench_policies,
+    "capacity": bench_capacity,
+    "overload": bench_overload,
+    "fairness": bench_fairness,
+    "simulate": bench_simulate,
 }
 
 
@@ -291,27 +302,33 @@ def _check_wrk() -> None:
 
 
 def _show(name: str, results: dict[str, Any]) -> None:
+    if name == "capacity":
+        render_capacity(results, console)
+        return
     table = Table("figure", "value", title=name)
     for key, value in results.items():
-        if key != "rounds":
+        if key not in ("rounds", "scenarios"):
             table.add_row(key, f"{value:,.3f}" if isinstance(value, float) else str(value))
     console.print(table)
 
 
-def main() -> None:
-    """Run the benches named on the command line, or all."""
+def main() -> int:
+    """Run the benches named on the command line, or all; return 1 if one of them missed a bar of its own."""
     names = [name for name in sys.argv[1:] if not name.startswith("-")] or list(BENCHES)
     unknown = [name for name in names if name not in BENCHES]
     if unknown:
         sys.exit(f"bench: expected names of {', '.join(BENCHES)}, got {', '.join(unknown)}")
     if "closed" in names:
         _check_wrk()
+    passed = True
     for name in names:
         results = BENCHES[name]()
+        passed &= bool(results.get("passed", True))
         _show(name, results)
         append_history(name, results)
         print(json.dumps({"bench": name, "results": results}))
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

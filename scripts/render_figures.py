@@ -1,25 +1,33 @@
-"""Render the README's figures from `bench/history.ndjson`: `python scripts/render_figures.py [--check]`.
+"""Render what the documents show of runs: `python scripts/render_figures.py [--check]`.
 
-The newest record of each bench is shown with the command that made it, its machine and its commit; a bench without a
-record is shown as not measured. Not here: measuring (`bench/run.py`, `bench/peers/run.py`).
+Figures of README.md and docs/batching.md come from `bench/history.ndjson`: the newest record of each bench, with the
+command that made it, its machine and its commit; a bench without a record is shown as not measured. Simulations are
+the same on any machine, so what docs/batching.md shows of them is simulated anew.
+Not here: measuring (`bench/run.py`, `bench/peers/run.py`).
 """
 
 import argparse
 import json
+import os
+import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 HISTORY = ROOT / "bench" / "history.ndjson"
 README = ROOT / "README.md"
+BATCHING = ROOT / "docs" / "batching.md"
 BEGIN = "<!-- figures:begin -->"
 END = "<!-- figures:end -->"
 MISSING = "not measured yet"
 
 Record = dict[str, Any]
+Written = TypeVar("Written", str, list[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +202,189 @@ def _peer_row(row: Record) -> str:
     return _row([*cells, *figures, str(row["non_2xx"]), str(row["socket_errors"]), str(row["timeouts"])])
 
 
-def _written(bench: str, write: Callable[[Record], str], results: Record) -> str:
+# -- docs/batching.md: one report for each bench of scheduling, between its own markers -----------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one bench found: its record is written as lines of Markdown below a line that says where it is from."""
+
+    bench: str
+    title: str
+    command: str
+    write: Callable[[Record], list[str]]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    rule = "|" + "|".join("---" if k == 0 else "--:" for k in range(len(head))) + "|"
+    return [_row(head), rule, *(_row(row) for row in rows)]
+
+
+def _write_capacity(results: Record) -> list[str]:
+    head = ["β / SLO", "replicas", "`size_or_timeout`", "tuned to", "`adaptive`", "`deadline`", "ratio", "with noise"]
+    rows = [
+        [
+            f"{cell['beta_ratio']:g}",
+            str(cell["replicas"]),
+            f"{cell['size_or_timeout']:,.0f}",
+            cell["setting"],
+            *(f"{cell[policy]:,.0f}" for policy in ("adaptive", "deadline")),
+            *(f"{cell[ratio]:.2f}" for ratio in ("ratio", "ratio_noisy")),
+        ]
+        for cell in results["cells"]
+    ]
+    return [
+        f"Highest Poisson rate, requests per second, with p95 within {results['slo_ms']:g} ms and at most 1 % failed or shed;"
+        f" α is {results['alpha_ms']:g} ms. Ratio: `deadline` over the tuned `size_or_timeout`,"
+        f" {results['ratio_min']:.2f} to {results['ratio_max']:.2f}. With noise: the same where device times vary by"
+        f" {results['noise_ratio']:.0%}, {results['ratio_noisy_min']:.2f} to {results['ratio_noisy_max']:.2f}.",
+        "",
+        *_table(head, rows),
+    ]
+
+
+def _write_policies(results: Record) -> list[str]:
+    found = {policy: results[policy] for policy in ("deadline", "size_or_timeout")}
+    processes = list(found["deadline"]["cpu_us_per_request"])
+    head = ["policy", "p50 ms", "p95 ms", "p99 ms", *(f"CPU µs per request, {name}" for name in processes)]
+    rows = [
+        [
+            f"`{policy}`",
+            *(f"{figures[name]:.2f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
+            *(f"{figures['cpu_us_per_request'][name]:.2f}" for name in processes),
+        ]
+        for policy, figures in found.items()
+    ]
+    return [
+        f"`digits` at {results['rate']:,} requests per second, one gateway. CPU time per request of `deadline` over that of"
+        f" `size_or_timeout`: {results['cpu_ratio']:.2f}, at most {results['cpu_ratio_max']:.2f} is allowed.",
+        "",
+        *_table(head, rows),
+    ]
+
+
+def _write_fidelity(results: Record) -> list[str]:
+    head = ["fleet", "p50 ms, simulated", "live", "p95 ms, simulated", "live", "lost at 1.2, simulated", "live"]
+    head += ["highest rate, simulated", "live holds 0.95 of it", "1.05 of it", "within limits"]
+    rows = []
+    for fleet in results["fleets"]:
+        runs = {run["of_max"]: run for run in fleet["runs"]}
+        sides = ("simulated", "live")
+        latencies = [_ms(runs[0.7][side][name]) for name in ("p50_ms", "p95_ms") for side in sides]
+        lost = [f"{runs[1.2][side]['lost_ratio']:.1%}" for side in sides]
+        held = ["yes" if runs[of_max]["live"]["slo_held"] else "no" for of_max in (0.95, 1.05)]
+        rate = f"{fleet['rate_max_simulated']:,.0f}"
+        row = [f"{fleet['name']}: {fleet['fleet']}", *latencies, *lost, rate, *held]
+        rows.append([*row, "yes" if fleet["passed"] else "no"])
+    return [
+        f"{results['pairs_passed']} of {results['pairs_compared']} pairs of figures agree within their limits: p50 within 5 %,"
+        f" p95 within 10 %, both at 0.7 of the highest simulated rate; lost, which is failed or shed, within 2 points at"
+        f" 1.2 of it; at 0.95 of it the live server must hold the SLO, at 1.05 it must not.",
+        "",
+        *_table(head, rows),
+    ]
+
+
+def _write_drill(results: Record) -> list[str]:
+    rows = [
+        [
+            check["what"],
+            check["limit"],
+            "not measured" if check["measured"] is None else f"{check['measured']:g}",
+            "yes" if check["passed"] else "no",
+        ]
+        for check in results["checks"]
+    ]
+    return _table(["check", "limit", "measured", "passed"], rows)
+
+
+def _write_simulate(results: Record) -> list[str]:
+    rows = [
+        [f"`{name}`", f"{figures['us_per_request']:.1f}", f"{figures['requests_per_minute']:,}"]
+        for name, figures in results["scenarios"].items()
+    ]
+    lead = f"{results['requests_per_minute']:,} requests a minute on one core, over all of `examples/scenarios`."
+    return [lead, "", *_table(["scenario", "µs per request", "requests a minute"], rows)]
+
+
+REPORTS = (
+    Report("capacity", "Capacity at SLO, simulated", "python -m bench.run capacity", _write_capacity),
+    Report("policies", "What deciding costs, live", "python -m bench.run policies", _write_policies),
+    Report("overload", "Overload, live, emulated device", "python -m bench.run overload", _write_drill),
+    Report("fairness", "Fairness, live, emulated device", "python -m bench.run fairness", _write_drill),
+    Report("fidelity", "Simulated beside live, emulated devices", "make bench-fidelity", _write_fidelity),
+    Report("simulate", "Speed of the simulator", "python -m bench.run simulate", _write_simulate),
+)
+
+
+def render_report(report: Report, record: Record | None) -> str:
+    """Return what stands between the markers of a report.
+
+    Raises:
+        ValueError: The record lacks a key. The message names both.
+    """
+    lead = f"**{report.title}** (`{report.command}`)"
+    if record is None:
+        return f"{lead}: {MISSING}."
+    lines = _written(report.bench, report.write, record["results"])
+    return "\n".join([f"{lead}: {describe_origin(record)}, {describe_machine(record)}.", "", *lines])
+
+
+def replace_reports(text: str, records: dict[str, Record]) -> str:
+    """Return `text` with what stands between `<!-- figure:NAME -->` and `<!-- /figure:NAME -->` rendered anew.
+
+    Raises:
+        ValueError: The markers of a report do not stand there once each, in order.
+    """
+    for report in REPORTS:
+        begin, end = f"<!-- figure:{report.bench} -->", f"<!-- /figure:{report.bench} -->"
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found_begin or not found_end or begin in after or end in before + after:
+            raise ValueError(f"docs/batching.md: expected one {begin} and after it one {end}")
+        text = f"{before}{begin}\n\n{render_report(report, records.get(report.bench))}\n\n{end}{after}"
+    return text
+
+
+def render_batching(page: Path = BATCHING, history: Path = HISTORY) -> str:
+    """Return what docs/batching.md should say, outputs of simulations as they stand."""
+    lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
+    return replace_reports(page.read_text(encoding="utf-8"), newest_records(lines))
+
+
+# What comes of these is the same on any machine; planning takes half a minute of it.
+DETERMINISTIC = ("simulate", "plan")
+_FILE = re.compile(r"^<!-- snippet: file (\S+) -->\n```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_OUTPUT = re.compile(r"^```sh\n((?:(?!^```).)*)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def render_outputs(text: str, commands: Sequence[str] = DETERMINISTIC) -> str:
+    """Return `text` with the output below each shell snippet that has one of these commands as it prints it now.
+
+    The snippets run in one temporary directory, with the files that the page says to save and with `examples`.
+
+    Raises:
+        CalledProcessError: A command failed.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "examples").symlink_to(ROOT / "examples")
+        for file, content in _FILE.findall(text):
+            (folder / file).write_text(content, encoding="utf-8")
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "100"}
+
+        def run(match: re.Match[str]) -> str:
+            if not any(f"penstock {command} " in match[1] for command in commands):
+                return match[0]
+            command = ["bash", "-eu", "-o", "pipefail", "-c", match[1]]
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+            printed = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+            return f"```sh\n{match[1]}```\n\n```text\n{printed}\n```"
+
+        return _OUTPUT.sub(run, text)
+
+
+def _written(bench: str, write: Callable[[Record], Written], results: Record) -> Written:
     try:
         return write(results)
     except KeyError as error:
@@ -225,20 +415,22 @@ def render_readme(readme: Path = README, history: Path = HISTORY) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit status: 1 if `--check` finds the section out of date."""
-    parser = argparse.ArgumentParser(description="Render the README's figures from bench/history.ndjson.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the section is out of date")
+    """Run the command line; returns the exit status: 1 if `--check` finds a page out of date."""
+    parser = argparse.ArgumentParser(description="Render what README.md and docs/batching.md show of runs.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
     options = parser.parse_args(arguments)
-    rendered = render_readme()
-    if rendered == README.read_text(encoding="utf-8"):
-        print("README.md: the figures are up to date")
-        return 0
-    if options.check:
-        print("README.md: the figures are out of date; run: python scripts/render_figures.py", file=sys.stderr)
-        return 1
-    README.write_text(rendered, encoding="utf-8")
-    print("README.md: figures rendered")
-    return 0
+    status = 0
+    for page, rendered in ((README, render_readme()), (BATCHING, render_outputs(render_batching()))):
+        name = page.relative_to(ROOT)
+        if rendered == page.read_text(encoding="utf-8"):
+            print(f"{name}: up to date")
+        elif options.check:
+            print(f"{name}: out of date; run: python scripts/render_figures.py", file=sys.stderr)
+            status = 1
+        else:
+            page.write_text(rendered, encoding="utf-8")
+            print(f"{name}: rendered")
+    return status
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from penstock.cli.config_sections import ConfigFile, ModelFile
 from penstock.cli.doctor import Finding
 from penstock.cli.main import build_app
 from penstock.cli.models import register as register_models
+from penstock.cli.scenario_sections import ScenarioFile
 from penstock.core.models import ModelSpec, model
 from penstock.core.profiles import CostProfile
 from penstock.core.statistics import GatewayStatistics, Histogram, ModelStatistics, TenantStatistics
@@ -75,10 +76,17 @@ def default_of(field: FieldInfo) -> str:
     return f"`{json.dumps(float(default) if field.annotation is float else default)}`"
 
 
-@pytest.mark.parametrize(("heading", "kind"), [("## penstock.toml", ConfigFile), ("## model.toml", ModelFile)])
-def test_every_key_is_documented_with_its_type_and_default(heading: str, kind: type[BaseModel]) -> None:
+@pytest.mark.parametrize(
+    ("page", "heading", "kind"),
+    [
+        ("docs/configuration.md", "## penstock.toml", ConfigFile),
+        ("docs/configuration.md", "## model.toml", ModelFile),
+        ("docs/simulation.md", "## Keys of a scenario", ScenarioFile),
+    ],
+)
+def test_every_key_is_documented_with_its_type_and_default(page: str, heading: str, kind: type[BaseModel]) -> None:
     """The page has exactly the keys of the file, each with the type and the default it has."""
-    rows = table_rows("docs/configuration.md", heading)
+    rows = table_rows(page, heading)
     documented = {code_spans(cells[0])[0]: (cells[1], cells[2]) for cells in rows}
     expected = {key: (word, default) for key, word, default in keys_of(kind)}
     assert documented.keys() == expected.keys()
@@ -91,7 +99,8 @@ def test_every_key_is_documented_with_its_type_and_default(heading: str, kind: t
 def test_toml_in_the_documents_is_valid(snippet: Any) -> None:
     """Every example of a configuration passes the checks that a user's file has to pass."""
     document = tomllib.loads(snippet.text)
-    (ConfigFile if document.keys() <= {"server", "models"} else ModelFile).model_validate(document)
+    kind: type[BaseModel] = ConfigFile if document.keys() <= {"server", "models"} else ModelFile
+    (ScenarioFile if "scenario" in document else kind).model_validate(document)
 
 
 def test_arguments_of_the_decorator_are_documented() -> None:

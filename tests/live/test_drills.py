@@ -21,7 +21,7 @@ from penstock.core.errors import UpstreamError
 from penstock.load.drills.serving import DeviceModel, ServedFleet
 from tests.live.serving import PENSTOCK, wait_until
 
-CHECKS = {"overload": 16, "fairness": 4}
+CHECKS = {"overload": 20, "fairness": 4}
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from penstock.core.models import Batching, ModelSpec, QueueBounds
+from penstock.core.models import POLICIES, Batching, ModelSpec, QueueBounds
+from penstock.core.profiles import CostProfile
 from penstock.core.tensors import TensorSpec
-from penstock.gateway.batcher import EXPIRY_INTERVAL_US, SIGNATURES_MAX
-from penstock.gateway.work import STALE_MAX, Batch, BatchResult, WorkState
+from penstock.gateway.work import BatchResult
 from penstock.policy.admission import RefusalReason
-from penstock.policy.batching import CREDITS_PER_REPLICA, CloseReason
+from penstock.policy.balancing import CREDITS_PER_REPLICA, Dispatch
+from penstock.policy.batching import CloseReason
+from penstock.policy.queueing import BATCH, DONE, INTERACTIVE, QUEUED, RUNNING, RequestClass
+from penstock.policy.scheduling import EXPIRY_INTERVAL_US, LEAD_US
 from penstock.wire.frame import (
     BATCH_FLAG_ALONE,
     Failure,
@@ -27,16 +30,19 @@ SIZE_MAX = 4
 WAIT_US = 1_000
 REQUESTS_MAX = 12
 BYTES_MAX = 200
+SLO_US = 50_000
+PROFILE = CostProfile.from_line(beta_us=2_000, alpha_us=500, size_max=SIZE_MAX)
 
 
-def spec_of(*, is_batched: bool) -> ModelSpec:
+def spec_of(*, policy: str, slo_us: int, is_batched: bool) -> ModelSpec:
     """Return a model with small bounds, so that the machine meets them."""
     shape = (-1, 2) if is_batched else (2,)
     return ModelSpec(
         "m",
         (TensorSpec("x", "FP32", shape),),
         (TensorSpec("y", "FP32", (-1, 1) if is_batched else (1,)),),
-        batching=Batching(size_max=SIZE_MAX, wait_us_max=WAIT_US),
+        batching=Batching(policy=policy, size_max=SIZE_MAX, wait_us_max=WAIT_US),
+        slo_us=slo_us,
         queue=QueueBounds(requests_max=REQUESTS_MAX, bytes_max=BYTES_MAX),
     )
 
@@ -44,22 +50,42 @@ def spec_of(*, is_batched: bool) -> ModelSpec:
 class CheckedLink(FakeLink):
     """A replica that holds each batch to the laws at the moment it is sent."""
 
-    def __init__(self, check: Callable[[Batch, bytes], None]) -> None:
+    def __init__(self, check: Callable[[Dispatch, bytes], None], overhead_us: Callable[[], float]) -> None:
         super().__init__()
         self._check = check
+        self.overhead_us = overhead_us
+        self.replied_us = 0
 
-    def send(self, batch: Batch, frame: bytes) -> None:
+    def send(self, batch: Dispatch, frame: bytes) -> None:
         self._check(batch, frame)
+        if self.in_flight:
+            self.check_staged(batch)
         super().send(batch, frame)
+
+    def check_staged(self, batch: Dispatch) -> None:
+        """A second batch leaves shortly before the first is predicted to be done, and a third never."""
+        (running,) = self.in_flight.values()
+        begun_us = max(running.sent_us, self.replied_us)
+        assert batch.is_staged
+        assert batch.sent_us >= begun_us + running.predicted_us - LEAD_US - round(self.overhead_us())
 
 
 class BatcherMachine(RuleBasedStateMachine):
     """Callers submit and go away, replicas answer, fail and die, time passes; in between the laws are checked."""
 
-    @initialize(is_batched=st.booleans(), links=st.integers(0, 2))
-    def start(self, *, is_batched: bool, links: int) -> None:
+    @initialize(
+        policy=st.sampled_from(POLICIES),
+        slo_us=st.sampled_from([0, SLO_US]),
+        is_batched=st.booleans(),
+        is_profiled=st.booleans(),
+        links=st.integers(0, 2),
+    )
+    def start(self, *, policy: str, slo_us: int, is_batched: bool, is_profiled: bool, links: int) -> None:
+        self.policy = policy
+        self.slo_us = slo_us
         self.is_batched = is_batched
-        self.bench = Bench(spec_of(is_batched=is_batched), links=0)
+        spec = spec_of(policy=policy, slo_us=slo_us, is_batched=is_batched)
+        self.bench = Bench(spec, profile=PROFILE if is_profiled else None, links=0)
         self.batcher = self.bench.batcher
         self.links: list[CheckedLink] = []
         self.sendings: dict[int, int] = {}  # how often each request was sent
@@ -74,35 +100,52 @@ class BatcherMachine(RuleBasedStateMachine):
     @rule(
         rows=st.integers(1, SIZE_MAX),
         signature=st.sampled_from("aab"),
-        priority=st.integers(0, 6),
+        request_class=st.sampled_from([INTERACTIVE, INTERACTIVE, BATCH]),
+        tenant=st.sampled_from(["", "", "a"]),
         nbytes=st.integers(0, 40),
-        timeout_us=st.sampled_from([1, 500, 3_000, 50_000, 1_000_000]),
+        timeout_us=st.sampled_from([1, 500, 3_000, 9_000, SLO_US, 1_000_000]),
         count=st.integers(1, 4),
         meddling=st.sampled_from(["", "", "abandon", "submit"]),
     )
     def submit(
-        self, *, rows: int, signature: str, priority: int, nbytes: int, timeout_us: int, count: int, meddling: str
+        self,
+        *,
+        rows: int,
+        signature: str,
+        request_class: RequestClass,
+        tenant: str,
+        nbytes: int,
+        timeout_us: int,
+        count: int,
+        meddling: str,
     ) -> None:
         for _ in range(count):
-            before = (self.batcher.requests, self.batcher.nbytes)
+            before = (self.batcher.requests, self.batcher.scheduler.nbytes)
             work = self.bench.submit(
                 rows=rows if self.is_batched else 1,
                 signature=signature,
-                priority=priority,
+                request_class=request_class,
+                tenant=tenant,
                 nbytes=nbytes,
                 timeout_us=timeout_us,
             )
-            fits = before[0] < REQUESTS_MAX and before[1] + nbytes <= BYTES_MAX and not self.is_ended
-            assert (work.state is WorkState.QUEUED) == fits
-            if not fits:
+            fits = before[1] + nbytes <= BYTES_MAX and before[0] < 2 * REQUESTS_MAX and not self.is_ended
+            if work.state is QUEUED:
+                assert fits
+            else:
                 assert work.refusal.status == 503
-                assert (self.batcher.requests, self.batcher.nbytes) == before
-            elif meddling == "abandon":
+                assert work.refusal.retry_after_us > 0
+                assert (self.batcher.requests, self.batcher.scheduler.nbytes) == before
+                is_full = before[0] >= REQUESTS_MAX
+                assert self.policy == "deadline" or is_full or not fits, "refused without need"
+            if work.state is not QUEUED:
+                continue
+            if meddling == "abandon":
                 # As an embeddings request does: when one part ends, the others are given up.
                 work.on_end = self.abandon_others_of(work)
             elif meddling == "submit":
                 # As a pipelined connection does: the answer lets the next request in.
-                work.on_end = lambda: self.submit_another(priority)
+                work.on_end = lambda: self.submit_another(request_class)
 
     def abandon_others_of(self, work: FakeRequest) -> Callable[[], None]:
         def abandon() -> None:
@@ -112,14 +155,15 @@ class BatcherMachine(RuleBasedStateMachine):
 
         return abandon
 
-    def submit_another(self, priority: int) -> None:
+    def submit_another(self, request_class: RequestClass) -> None:
         if len(self.bench.works) < 500:
-            self.bench.submit(rows=1, signature="b", priority=(priority + 1) % 7, nbytes=8)
+            self.bench.submit(rows=1, signature="b", request_class=request_class, nbytes=8)
 
     def give_up(self, work: FakeRequest) -> None:
-        """Abandon a request as its caller does: not after its end."""
+        """Abandon a request as its caller does: not after its end, though perhaps when that is decided already."""
         if not work.endings and work.name not in self.abandoned:
-            self.abandoned.add(work.name)
+            if work.state is not DONE:
+                self.abandoned.add(work.name)
             self.batcher.abandon(work, self.bench.clock())
 
     @precondition(lambda self: self.bench.works)
@@ -138,24 +182,26 @@ class BatcherMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.links) < 3)
     @rule()
     def add_link(self) -> None:
-        link = CheckedLink(self.check_batch)
+        link = CheckedLink(self.check_batch, lambda: self.batcher.scheduler._overhead_us)
         self.links.append(link)
-        self.batcher.links.append(link)
-        self.batcher.flush()
+        self.bench.join(link)
 
     @precondition(lambda self: any(link.in_flight for link in self.links))
     @rule(data=st.data())
     def reply(self, data: st.DataObject) -> None:
         link = data.draw(st.sampled_from([link for link in self.links if link.in_flight]))
         batch = next(iter(link.in_flight.values()))
-        failed = data.draw(st.lists(st.integers(0, len(batch.works) - 1), unique=True))
+        failed = data.draw(st.lists(st.integers(0, len(batch.entries) - 1), unique=True))
         failures = tuple(Failure(i, data.draw(st.sampled_from([400, 500, 504])), "no") for i in failed)
-        rows = sum(work.rows for i, work in enumerate(batch.works) if i not in failed)
+        rows = sum(work.rows for i, work in enumerate(batch.entries) if i not in failed)
         outputs = (FrameTensor("y", "FP32", (1,), rows * 4),) if rows else ()
-        meta = ReplyMeta(outputs, failures, 1, 2, 3, 4, batch.rows)
+        executed = sum(work.rows for i, work in enumerate(batch.entries) if Failure(i, 504, "no") not in failures)
+        execute_us = data.draw(st.sampled_from([1, 3_000, 40_000]))
+        meta = ReplyMeta(outputs, failures, 1, 2, execute_us, 4, executed)
+        link.replied_us = self.bench.clock()
         read = self.batcher.read_reply(batch, meta, memoryview(bytes(rows * 4)))
         before = {w.name: len(w.endings) for w in self.bench.works}
-        expected = [w.name for w in self.requests_of(batch) if w.state is WorkState.RUNNING]
+        expected = [w.name for w in self.requests_of(batch) if w.state is RUNNING]
         self.batcher.finish_batch(batch, meta, read)
         link.in_flight.pop(batch.id)
         for work in self.requests_of(batch):
@@ -169,32 +215,34 @@ class BatcherMachine(RuleBasedStateMachine):
         link = data.draw(st.sampled_from(self.links))
         self.links.remove(link)
         batches = list(link.in_flight.values())
-        running = [w for w in self.bench.works if w.state is WorkState.RUNNING]
+        running = [w for w in self.bench.works if w.state is RUNNING]
         if batches:
             for work in self.requests_of(batches[0]):
                 self.begun_and_lost[work.name] = self.begun_and_lost.get(work.name, 0) + 1
-        self.batcher.lose_link(link, "killed")
-        assert not link.in_flight
+        self.bench.lose(link)
         for work in running:
-            if any(work in batch.works for batch in batches):
-                assert work.state is not WorkState.RUNNING
+            if any(work in batch.entries for batch in batches):
+                assert work.state is not RUNNING or self.is_in_flight(work), "lost with its replica"
                 # Unless another's refusal made its caller abandon it before its turn came.
                 assert work.name in self.abandoned or work.attempts >= self.begun_and_lost.get(work.name, 0)
         self.batcher.flush()
+
+    def is_in_flight(self, work: FakeRequest) -> bool:
+        return any(work in batch.entries for link in self.links for batch in link.in_flight.values())
 
     @precondition(lambda self: len(self.bench.works) > 20)
     @rule()
     def end(self) -> None:
         self.is_ended = True
         self.batcher.end(503, "gone", RefusalReason.UNAVAILABLE)
-        assert all(work.state is WorkState.DONE for work in self.bench.works)
+        assert all(work.state is DONE for work in self.bench.works)
 
     # -- the laws ------------------------------------------------------------------------------------------------
 
-    def requests_of(self, batch: Batch) -> list[FakeRequest]:
-        return [work for work in batch.works if isinstance(work, FakeRequest)]
+    def requests_of(self, batch: Dispatch) -> list[FakeRequest]:
+        return [work for work in batch.entries if isinstance(work, FakeRequest)]
 
-    def check_batch(self, batch: Batch, frame: bytes) -> None:
+    def check_batch(self, batch: Dispatch, frame: bytes) -> None:
         """Hold a batch to the laws as it leaves."""
         now_us = self.bench.clock()
         works = self.requests_of(batch)
@@ -207,54 +255,49 @@ class BatcherMachine(RuleBasedStateMachine):
         assert is_alone == (is_retry or not self.is_batched)
         assert not is_alone or len(works) == 1
         for work in works:
-            assert work.state in (WorkState.RUNNING, WorkState.DONE)
-            assert work.deadline_us > now_us, "executed though expired"
+            assert work.state in (RUNNING, DONE)
+            is_soft = self.policy == "deadline" and work.deadline_us - work.arrived_us == self.slo_us
+            assert is_soft or work.deadline_us > now_us, "executed though expired"
             assert not work.endings
             assert work.attempts <= 1
-            self.check_first_come(work)
+            self.check_order(work)
         for work in works:
             self.sendings[work.name] = self.sendings.get(work.name, 0) + 1
         (found,) = FrameDecoder().feed(frame)
         meta = decode_batch_meta(found)
         assert meta.rows == tuple(work.rows for work in works)
-        assert meta.budgets_us == tuple(work.deadline_us - now_us for work in works)
+        assert meta.budgets_us == tuple(work.deadline_us - now_us or -1 for work in works)
         assert meta.parameters == first.request.parameters
         assert bytes(found.payload) == b"".join(work.request.payload[0] for work in works)
         assert bool(found.flags & BATCH_FLAG_ALONE) == is_alone
-        full = batch.reason is CloseReason.FULL
-        waiting_rows = sum(w.rows for w in self.waiting() if w.request.signature == first.request.signature)
-        assert not full or batch.rows + waiting_rows >= SIZE_MAX
+        if batch.reason is CloseReason.FULL and self.policy != "adaptive":
+            # What was found too late when the full batch was put together counts.
+            dropped = [w for w in self.bench.works if w.endings and w.ended_us == now_us]
+            there = [w for w in (*self.waiting(), *dropped) if w.request.signature == first.request.signature]
+            assert batch.rows + sum(w.rows for w in there) >= SIZE_MAX
         if batch.reason is CloseReason.TIMEOUT:
             assert all(link.in_flight for link in self.links)
 
-    def check_first_come(self, work: FakeRequest) -> None:
+    def check_order(self, work: FakeRequest) -> None:
+        """Nobody of the same kind who has less time left stays behind."""
         for other in self.waiting():
-            assert (
-                other.name in self.sendings
-                or work.name in self.sendings
-                or other.request.signature != work.request.signature
-                or other.priority != work.priority
-                or other.name > work.name
-            ), "overtaken within its priority"
+            # A lane holds those of one tenant, class and signature.
+            assert other.lane is not work.lane or other.deadline_us >= work.deadline_us, "overtaken"
 
     def waiting(self) -> list[FakeRequest]:
-        return [work for work in self.bench.works if work.state is WorkState.QUEUED and not work.endings]
+        return [work for work in self.bench.works if work.state is QUEUED and not work.endings]
 
     @invariant()
     def counts_are_right(self) -> None:
         if not hasattr(self, "bench"):
             return
-        waiting = [w for w in self.bench.works if w.state is WorkState.QUEUED and not w.endings]
+        waiting = [w for w in self.bench.works if w.state is QUEUED and not w.endings]
         assert self.batcher.requests == len(waiting)
-        assert self.batcher.nbytes == sum(work.nbytes for work in waiting)
-        queues = [] if self.is_ended else list(self.batcher._queues.values())
-        assert sum(queue.requests for queue in queues) == len(waiting) or self.is_ended
-        assert sum(queue.rows for queue in queues) == sum(work.rows for work in waiting) or self.is_ended
-        assert len(queues) <= SIGNATURES_MAX + 3
-        for queue in queues:
-            entries = sum(len(lane) for _, lane in queue.lanes)
-            assert entries == queue.requests + queue.stale
-            assert queue.stale <= REQUESTS_MAX + STALE_MAX
+        scheduler = self.batcher.scheduler
+        assert scheduler.nbytes == sum(work.nbytes for work in waiting)
+        assert scheduler.rows == sum(work.rows for work in waiting)
+        assert scheduler.in_flight == sum(len(b.entries) for link in self.links for b in link.in_flight.values())
+        assert self.batcher.pending == scheduler.requests + scheduler.in_flight
 
     @invariant()
     def every_request_ends_once(self) -> None:
@@ -262,7 +305,7 @@ class BatcherMachine(RuleBasedStateMachine):
             return
         for work in self.bench.works:
             ended = len(work.endings) + (work.name in self.abandoned)
-            assert ended == (work.state is WorkState.DONE)
+            assert ended == (work.state is DONE)
             if self.abandoned and work.name in self.abandoned:
                 assert not work.endings
 
@@ -272,41 +315,39 @@ class BatcherMachine(RuleBasedStateMachine):
             return
         in_flight = [w.name for link in self.links for b in link.in_flight.values() for w in self.requests_of(b)]
         assert len(set(in_flight)) == len(in_flight)
-        running = {w.name for w in self.bench.works if w.state is WorkState.RUNNING}
+        running = {w.name for w in self.bench.works if w.state is RUNNING}
         assert running <= set(in_flight)
         assert all(len(link.in_flight) <= CREDITS_PER_REPLICA for link in self.links)
 
     @invariant()
     def nothing_waits_without_reason(self) -> None:
-        """After a turn no replica idles while requests wait, and what only time can move has its timer."""
+        """After a turn what only time can move has its timer; only by deadline does a replica idle while some wait."""
         if not hasattr(self, "bench") or self.bench.due:
             return
         waiting = self.waiting()
         if not waiting:
             return
-        held = [len(link.in_flight) for link in self.links]
-        assert all(held), "a replica idles while requests wait"
-        armed_us = min((at_us for at_us, _ in self.bench.timers), default=None)
-        assert armed_us is not None
+        if self.policy != "deadline" and not self.batcher.scheduler.ejections:
+            assert all(link.in_flight for link in self.links), "a replica idles while requests wait"
+        assert len(self.bench.timers) == 1
+        ((armed_us, _),) = self.bench.timers
         now_us = self.bench.clock()
         assert armed_us <= max(min(work.deadline_us for work in waiting), now_us + EXPIRY_INTERVAL_US)
-        if min(held, default=CREDITS_PER_REPLICA) < CREDITS_PER_REPLICA:
-            assert armed_us <= max(min(work.queued_us for work in waiting) + WAIT_US, now_us)
 
     def teardown(self) -> None:
         """Whatever is left ends by its deadline once the replicas are gone; then nothing waits."""
         if not hasattr(self, "bench"):
             return
         for link in list(self.links):
-            self.batcher.lose_link(link, "killed")
+            self.bench.lose(link)
             self.links.remove(link)
         # The longest deadline, and once more for what callers submit when they are refused at it.
         self.bench.advance_us(2_000_000)
         self.bench.advance_us(2_000_000)
         assert not self.batcher.requests
-        assert not self.batcher.nbytes
+        assert not self.batcher.scheduler.nbytes
         for work in self.bench.works:
-            assert work.state is WorkState.DONE
+            assert work.state is DONE
             assert len(work.endings) + (work.name in self.abandoned) == 1
         self.check_statistics()
 
@@ -317,6 +358,16 @@ class BatcherMachine(RuleBasedStateMachine):
         assert statistics.success + sum(statistics.failures.values()) == len(self.bench.works)
         assert statistics.refusals.get("disconnected", 0) == len(self.abandoned)
         assert sum(statistics.closes.values()) >= statistics.execution_count
+        assert not self.bench.bugs
+        tenants = statistics.tenants.values()
+        assert sum(t.requests for t in tenants) == sum(statistics.classes.values()) == len(self.bench.works)
+        assert sum(t.success for t in tenants) == successes
+        assert sum(t.refused for t in tenants) == statistics.failures.get("REJECTED", 0)
+        # Each rounds to a microsecond.
+        executed = sum(rows * batches.count for rows, batches in statistics.batches.items())
+        assert abs(sum(t.device_us for t in tenants) - statistics.device_us) <= executed
+        assert statistics.in_time <= successes
+        assert statistics.wasted_us <= statistics.device_us + executed
 
 
 BatcherMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=60)

@@ -24,6 +24,7 @@ _COMMANDS = {
     "bench": "penstock.cli.bench",
     "drill": "penstock.cli.drill",
     "simulate": "penstock.cli.simulate",
+    "plan": "penstock.cli.plan",
     "doctor": "penstock.cli.doctor",
 }
 

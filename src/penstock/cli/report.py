@@ -1,6 +1,6 @@
-"""The HTML report of `penstock simulate`: one self-contained page, its plots drawn as SVG inside it.
+"""The HTML reports of `penstock simulate` and `plan`: one self-contained page, its plots drawn as SVG inside it.
 
-Not here: the numbers (`sim/`), the command (`simulate.py`). Needs the extra `report` (matplotlib).
+Not here: the numbers (`sim/`), the commands (`simulate.py`, `plan.py`). Needs the extra `report` (matplotlib).
 """
 
 import html
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from penstock.sim import Recording, trace_timeline
 
-__all__ = ["render_report"]
+__all__ = ["render_plan", "render_report"]
 
 _SIZE_INCHES = (7.2, 3.6)
 _WINDOWS = 100  # of a timeline
@@ -36,10 +36,10 @@ _STYLE: Any = {
 }
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: black; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem; text-align: right; }}
-th:first-child, td:first-child {{ text-align: left; }} tr:nth-child(even) {{ background: #f5f5f5; }}
-figure {{ margin: 2rem 0; }} svg {{ max-width: 100%; height: auto; }} figcaption {{ color: #555; }}
+th:first-child, td:first-child {{ text-align: left; }} tr:nth-child(even) {{ background: whitesmoke; }}
+figure {{ margin: 2rem 0; }} svg {{ max-width: 100%; height: auto; }} figcaption {{ color: dimgray; }}
 </style></head><body>
 <h1>{title}</h1>
 <p>Simulated: {seconds:g} s after {warmup:g} s of warm-up, seed {seed}. No device was used; times are those the scenario
@@ -81,7 +81,7 @@ def _plots(
     if any(sweep.values()):
         yield (
             lambda axes: _draw_sweep(axes, sweep),
-            "Goodput against load: shorter runs, without faults.",
+            "Goodput against load: steady Poisson arrivals, no faults.",
         )
     yield lambda axes: _draw_batches(axes, recordings), "Executions by their rows."
     for policy, recording in recordings.items():
@@ -201,3 +201,98 @@ def _tenant_drawer(recording: Recording) -> Callable[[Axes], None]:
         axes.legend()
 
     return draw
+
+
+def render_plan(document: dict[str, Any]) -> str:
+    """Return the page of a plan.
+
+    Args:
+        document: What `penstock plan --json` prints.
+    """
+    begin, _, _ = _PAGE.partition("<p>")
+    title = f"{document['model'] or 'A model'} at {document['rate']:,g} per second within {document['slo_ms']:g} ms"
+    profile = document["profile"]
+    replicas = document["replicas"]
+    answer = f"{replicas} replicas." if replicas is not None else f"No plan: {document['reason']}"
+    beta_ms, alpha_ms = profile["beta_us"] / 1e3, profile["alpha_us"] / 1e3
+    seeds = ", ".join(map(str, document["seeds"]))
+    basis = (
+        f"Simulated, {document['simulated_requests']:,} requests, seeds {seeds}. No device was used: a batch takes"
+        f" about {beta_ms:.4g} ms and {alpha_ms:.4g} ms for each row ({profile['source']}). The schedulers are the"
+        " ones that serve."
+    )
+    body = [f"<p><strong>{html.escape(answer)}</strong></p>", f"<p>{html.escape(basis)}</p>"]
+    if replicas is not None:
+        body.append(_failure_table(document["failure"]))
+        with mpl.rc_context(_STYLE):
+            body += [
+                _figure(lambda axes: _draw_load_latency(axes, document), f"Latency against load: {replicas} replicas."),
+                _figure(lambda axes: _draw_load_goodput(axes, document), f"Goodput against load: {replicas} replicas."),
+                _figure(lambda axes: _draw_frontier(axes, document), "What more replicas buy; no other does better."),
+            ]
+    return begin.format(title=html.escape(title)) + "\n".join(body) + "\n</body></html>\n"
+
+
+def _failure_table(failure: dict[str, Any]) -> str:
+    keys = ("replicas", "attainment", "lost", "failed", "shed", "late", "disturbance_ms")
+    heads = ("replicas", "in time meanwhile", "answers in time lost", "failed", "shed", "late", "disturbed, ms")
+    lines = "".join(
+        "<tr>"
+        + "".join(f"<td>{case[key]:.2%}</td>" if key == "attainment" else f"<td>{case[key]:,g}</td>" for key in keys)
+        + "</tr>\n"
+        for case in failure["cases"]
+    )
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return (
+        f"<h2>One replica dies and is back after {failure['cold_start_ms']:,g} ms</h2>"
+        f"<table><tr>{head}</tr>\n{lines}</table>"
+    )
+
+
+def _draw_load_latency(axes: Axes, document: dict[str, Any]) -> None:
+    points = [point for point in document["knee"]["points"] if point["p95_ms"] is not None]
+    rates = [point["rate"] for point in points]
+    for name in ("p50", "p95", "p99"):
+        axes.plot(rates, [point[f"{name}_ms"] for point in points], marker=".", label=name)
+    axes.axhline(document["slo_ms"], color="black", linestyle=":", label="SLO")
+    _mark_rates(axes, document)
+    axes.set(xlabel="offered per second", ylabel="latency, ms", xlim=(0, None), ylim=(0, None))
+    axes.legend(loc="lower right")
+
+
+def _draw_load_goodput(axes: Axes, document: dict[str, Any]) -> None:
+    points = document["knee"]["points"]
+    rates = [point["rate"] for point in points]
+    axes.plot(rates, [point["goodput"] for point in points], marker=".", label="goodput")
+    axes.plot([0, rates[-1]], [0, rates[-1]], color="black", linestyle=":", label="all in time")
+    _mark_rates(axes, document)
+    axes.set(xlabel="offered per second", ylabel="per second", xlim=(0, None), ylim=(0, None))
+    axes.legend()
+
+
+def _mark_rates(axes: Axes, document: dict[str, Any]) -> None:
+    axes.axvline(document["rate"], color="grey", linestyle="--", label="asked")
+    if document["knee"]["rate_held"] is not None:
+        axes.axvline(document["knee"]["rate_held"], color="tab:red", linestyle="--", label="knee")
+
+
+def _draw_frontier(axes: Axes, document: dict[str, Any]) -> None:
+    points = document["frontier"]["points"]
+    key, label = ("cost_per_hour", "cost per hour") if points[0]["cost_per_hour"] is not None else ("replicas",) * 2
+    axes.plot(
+        [point[key] for point in points], [point["p95_ms"] for point in points], marker="o", drawstyle="steps-post"
+    )
+    for point in points:
+        text = f"{point['replicas']} x {point['policy']}, {point['size_max']} rows"
+        is_left = point is points[0] or point[key] < (points[0][key] + points[-1][key]) / 2
+        axes.annotate(
+            text,
+            (point[key], point["p95_ms"]),
+            xytext=(4, 6) if is_left else (-4, -12),
+            textcoords="offset points",
+            ha="left" if is_left else "right",
+            fontsize=8,
+        )
+    axes.axhline(document["slo_ms"], color="black", linestyle=":", label="SLO")
+    axes.set(xlabel=label, ylabel="p95, ms", ylim=(0, None))
+    axes.legend()

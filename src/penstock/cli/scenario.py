@@ -124,10 +124,9 @@ def _check_sources(path: Path, document: ScenarioFile, problems: Problems) -> No
         if (source.rate is None) == (source.clients is None):
             got = "neither" if source.rate is None else "both"
             problems.add(path, f"sources[{k}]", f"expected rate (an open loop) or clients (a closed one), got {got}")
-        for key, is_closed in (("arrivals", False), ("think_ms", True)):
-            if key in source.model_fields_set and (source.clients is not None) != is_closed:
-                expected = f"expected only with {'clients' if is_closed else 'rate'}"
-                problems.add(path, f"sources[{k}].{key}", expected)
+        for key, other, is_there in (("arrivals", "rate", source.rate), ("think_ms", "clients", source.clients)):
+            if key in source.model_fields_set and is_there is None:
+                problems.add(path, f"sources[{k}].{key}", f"expected only with {other}")
     if (requests := sum(source.rate or 0 for source in document.sources) * seconds) > _REQUESTS_MAX:
         expected = f"expected at most {_REQUESTS_MAX:,} requests in a run, got about {requests:,.0f}"
         problems.add(path, "scenario.duration_s", expected)
@@ -190,5 +189,5 @@ def _fault(fault: FaultSection) -> Fault:
         at_us=to_us(fault.at_s * 1_000),
         duration_us=to_us(fault.duration_s * 1_000),
         index=fault.gateway if _stalls(fault) else fault.replica,
-        factor=fault.factor,
+        factor=fault.factor if fault.kind == "slow_device" else 1.0,
     )

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from penstock.adapters.chance import seeded_stream
 from penstock.cli.scenario import read_scenario
+from penstock.core.arrivals import Arrivals
 from penstock.core.errors import ConfigError, PenstockError
 from penstock.core.models import POLICIES
 from penstock.sim import Recording, Scenario, Summary, simulate, summarise
@@ -30,8 +31,8 @@ __all__ = ["Sweep", "register", "run_simulations"]
 
 # The report's sweep: load as multiples of the scenario's own.
 SWEEP_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
-# No point of it has more requests than about this many: goodput is known to half a percent then.
-SWEEP_REQUESTS_MAX = 60_000
+# No point of it has more requests than about this many: goodput is known to a percent then.
+SWEEP_REQUESTS_MAX = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +87,11 @@ def run_simulations(
 
 
 def run_sweep(scenario: Scenario, policies: list[str], seed: int, on_run: Callable[[], None]) -> Sweep:
-    """Run shorter versions of the scenario, without its faults, at several loads; empty without an open loop."""
+    """Run `steady` versions of the scenario at several loads; empty without an open loop."""
     points: dict[str, list[tuple[float, float, float | None]]] = {policy: [] for policy in policies}
     for factor in SWEEP_FACTORS if scenario.rate else ():
         rate = scenario.rate * factor
-        shorter = shorten(scenario.at_rate(rate), SWEEP_REQUESTS_MAX)
+        shorter = steady(scenario.at_rate(rate), SWEEP_REQUESTS_MAX)
         for policy in policies:
             summary = summarise(simulate(shorter.with_policy(policy), partial(seeded_stream, seed)))
             points[policy].append((summary.offered, summary.goodput, summary.latency_ms["p95"]))
@@ -98,11 +99,12 @@ def run_sweep(scenario: Scenario, policies: list[str], seed: int, on_run: Callab
     return Sweep(points)
 
 
-def shorten(scenario: Scenario, requests_max: int) -> Scenario:
-    """Return the scenario without faults, as long as `requests_max` requests take, warm-up and measurement alike."""
+def steady(scenario: Scenario, requests_max: int) -> Scenario:
+    """Return the scenario with Poisson arrivals and no faults, no longer than `requests_max` requests take."""
     ratio = min(requests_max / (scenario.rate * scenario.end_us / 1e6), 1.0)
     return replace(
         scenario,
+        sources=tuple(replace(source, arrivals=Arrivals("poisson"), trace_us=None) for source in scenario.sources),
         duration_us=max(round(scenario.duration_us * ratio), 1),
         warmup_us=round(scenario.warmup_us * ratio),
         faults=(),

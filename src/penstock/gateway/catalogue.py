@@ -49,6 +49,7 @@ class Catalogue:
         on_fault: (address, reason) of a replica to be replaced.
         on_change: Called when a snapshot has been applied.
         chance: Uniform in [0, 1), for the schedulers.
+        on_bug: Called with an exception that should not have happened.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Catalogue:
         on_fault: Callable[[str, str], None],
         on_change: Callable[[], None],
         chance: Callable[[], float],
+        on_bug: Callable[[Exception], None],
     ) -> None:
         self.models: dict[tuple[str, str], Model] = {}
         self.latest: dict[str, Model] = {}
@@ -76,6 +78,7 @@ class Catalogue:
         self._on_fault = on_fault
         self._on_change = on_change
         self._chance = chance
+        self._on_bug = on_bug
 
     def apply_snapshot(self, snapshot: Snapshot) -> None:
         """Make the catalogue what `snapshot` says."""
@@ -111,6 +114,7 @@ class Catalogue:
                 call_later=self._call_later,
                 schedule_flush=self._schedule_flush,
                 chance=self._chance,
+                on_bug=self._on_bug,
             )
         if model.batcher is None:
             return

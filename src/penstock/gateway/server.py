@@ -85,6 +85,7 @@ class Gateway:
             on_fault=self._report_fault,
             on_change=self._forget_routes,
             chance=chance,
+            on_bug=_print_bug,
         )
         self._routes = Routes(
             self.catalogue,

@@ -15,7 +15,7 @@ from penstock.policy.batching import CloseReason
 from penstock.policy.profiling import ServiceEstimate
 from penstock.policy.queueing import Entry
 
-__all__ = ["CREDITS_PER_REPLICA", "Dispatch", "Replica", "choose_replica", "find_outlier"]
+__all__ = ["CREDITS_PER_REPLICA", "Dispatch", "Replica", "choose_replica", "find_outlier", "restore_excess"]
 
 # One batch running and one staged behind it: the replica never idles between batches, and no third batch is
 # committed to it while it could still go elsewhere.
@@ -197,3 +197,10 @@ def find_outlier(replicas: Sequence[Replica], candidate: Replica) -> bool:
         return False
     others = [r.slowness for r in replicas if r is not candidate and not r.ejected_until_us]
     return bool(others) and candidate.slowness > OUTLIER_RATIO * median(others)
+
+
+def restore_excess(replicas: Sequence[Replica]) -> None:
+    """Let the least suspect replicas work again where more than half of them are put aside, since one was lost."""
+    aside = sorted([r for r in replicas if r.ejected_until_us], key=lambda r: r.ejected_until_us)
+    while len(aside) * 2 > len(replicas):
+        aside.pop(0).restore()

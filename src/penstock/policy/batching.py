@@ -15,6 +15,7 @@ from enum import Enum
 from penstock.core.models import Batching
 
 __all__ = [
+    "SPACING_RATIO",
     "AdaptiveSize",
     "Close",
     "CloseReason",
@@ -27,6 +28,10 @@ __all__ = [
 
 # A replica that is nearly free is worth waiting for no longer than this many of the periods at which batches leave.
 HOLD_PERIODS = 2.0
+# Replicas that fall idle together stay together while there is a backlog, and then whoever comes next waits for a whole
+# batch instead of its N-th part. So with more than a batch waiting, batches leave at least this part of even spacing
+# apart; once spread out, the spacing is even and nothing waits for it.
+SPACING_RATIO = 0.5
 # Timers of an event loop under load are late by about this much (measured: 1-2 ms); a batch that leaves at the last
 # useful moment leaves this much before it.
 GUARD_US = 1_000
@@ -62,6 +67,8 @@ class QueueView:
         period_us: How often such batches leave.
         latest_us: The last moment at which one more request could still join without making the first one late.
         size_max: Largest batch now: the model's, or what `adaptive` has learned.
+        spaced_us: Before this, batches would leave bunched together.
+        is_scarce: Replicas barely keep up even with the largest batches that make sense.
     """
 
     rows: int
@@ -74,6 +81,8 @@ class QueueView:
     period_us: int
     latest_us: int
     size_max: int
+    spaced_us: int
+    is_scarce: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,8 @@ def decide_close(config: Batching, view: QueueView, *, now_us: int) -> Close | W
     if view.is_alone:
         return _CLOSE[CloseReason.ALONE]
     if view.rows >= view.size_max:
+        if view.rows > view.size_max and now_us < view.spaced_us:
+            return Wait(view.spaced_us)
         return _CLOSE[CloseReason.FULL]
     if config.policy == "deadline":
         return _decide_by_deadline(config, view, now_us)
@@ -120,7 +131,7 @@ def _decide_by_deadline(config: Batching, view: QueueView, now_us: int) -> Close
     if config.mode != "throughput":
         if view.rows >= view.target:
             return _CLOSE[CloseReason.ENOUGH]
-        if view.available > 1:
+        if view.available > 1 and not view.is_scarce:
             # What arrives next still finds a replica: waiting would cost this request time and save nobody any.
             return _CLOSE[CloseReason.IDLE]
     if now_us >= view.latest_us:
@@ -165,11 +176,13 @@ def count_fitting(*, slack_us: int, alpha_us: float, beta_us: float, replicas: f
     room_us = slack_us / (1 + 1 / max(replicas, 1.0)) - beta_us
     if room_us <= 0:
         return 1
-    return min(int(room_us / alpha_us), size_max) if alpha_us * size_max > room_us else size_max
+    return max(int(room_us / alpha_us), 1) if alpha_us * size_max > room_us else size_max
 
 
 class AdaptiveSize:
     """Learns the largest batch that keeps the SLO: one more row after each full batch that did, 0.9 of it after a miss.
+
+    A batch keeps it if it takes no more than half: the other half is for a request that just missed the batch before.
 
     Args:
         size_max: The model's largest batch.
@@ -178,23 +191,23 @@ class AdaptiveSize:
     Source: Clipper (NSDI 2017), section 4.3.1.
     """
 
-    __slots__ = ("_size", "_size_max", "_slo_us")
+    __slots__ = ("_size", "_size_max", "_time_us_max")
 
     DECREASE = 0.9
 
     def __init__(self, size_max: int, slo_us: int) -> None:
         self._size = 1.0
         self._size_max = size_max
-        self._slo_us = slo_us
+        self._time_us_max = slo_us // 2
 
     @property
     def rows(self) -> int:
         """The size in force."""
         return int(self._size)
 
-    def observe(self, rows: int, latency_us: int) -> None:
-        """Take note of a batch of `rows` whose slowest request took `latency_us` from arrival to answer."""
-        if self._slo_us and latency_us > self._slo_us:
+    def observe(self, rows: int, time_us: int) -> None:
+        """Take note that a batch of `rows` took `time_us` to execute."""
+        if self._time_us_max and time_us > self._time_us_max:
             self._size = max(self._size * self.DECREASE, 1.0)
         elif rows >= self.rows:
             self._size = min(self._size + 1.0, float(self._size_max))

@@ -41,12 +41,14 @@ class Ledger:
         weights: By tenant; those not named weigh 1.
     """
 
-    __slots__ = ("_weights", "accounts", "backlogged")
+    __slots__ = ("_level_us", "_top_us", "_weights", "accounts", "backlogged")
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = weights
         self.accounts: dict[str, Account] = {}
         self.backlogged: dict[str, Account] = {}
+        self._top_us = 0.0  # the highest virtual time anybody has had
+        self._level_us = 0.0  # that, when last nobody waited: all who came since begin at least there
 
     def enter(self, tenant: str) -> Account:
         """A request of this tenant begins to wait."""
@@ -57,8 +59,10 @@ class Ledger:
             account = self.accounts[tenant] = Account(tenant, self._weights.get(tenant, 1.0))
         if not account.waiting:
             if self.backlogged:
-                floor_us = min(a.virtual_us for a in self.backlogged.values())
-                account.virtual_us = max(account.virtual_us, floor_us)
+                level_us = max(min([a.virtual_us for a in self.backlogged.values()]), self._level_us)
+            else:
+                level_us = self._level_us = self._top_us
+            account.virtual_us = max(account.virtual_us, level_us)
             self.backlogged[tenant] = account
         account.waiting += 1
         return account
@@ -75,6 +79,7 @@ class Ledger:
         account = self.accounts.get(tenant)
         if account is not None:
             account.virtual_us += device_us / account.weight
+            self._top_us = max(self._top_us, account.virtual_us)
 
     def share(self, tenant: str) -> float:
         """Return this tenant's share of the device among those that wait, itself included, 0-1."""

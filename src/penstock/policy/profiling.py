@@ -25,6 +25,8 @@ REFRESH_EVERY = 8
 # Times whose slowest execution is this many times the median cannot be predicted: admission falls back to the
 # concurrency limit.
 SPREAD_MAX = 8.0
+# Who could probably be done in time is not dropped for what one slow execution took: of the tail at most this counts.
+SAFE_RATIO_MAX = 1.25
 
 
 class ServiceEstimate:
@@ -33,9 +35,25 @@ class ServiceEstimate:
     Args:
         profile: Measured at load; None if the model could not be measured.
         size_max: Largest batch.
+
+    Attributes:
+        typical: The profile by typical times; `alpha_us` and `beta_us` are its line.
+        spread: The slowest over the typical execution, at the size where that is largest.
+        is_usable: Enough is known, and it varies little enough, to predict by.
     """
 
-    __slots__ = ("_count", "_samples", "_seed", "_sizes", "_tail", "alpha_us", "beta_us", "is_usable", "typical")
+    __slots__ = (
+        "_count",
+        "_samples",
+        "_seed",
+        "_sizes",
+        "_tail",
+        "alpha_us",
+        "beta_us",
+        "is_usable",
+        "spread",
+        "typical",
+    )
 
     typical: CostProfile
     alpha_us: float
@@ -47,6 +65,7 @@ class ServiceEstimate:
         self._samples: list[deque[tuple[int, int]]] = [deque(maxlen=WINDOW) for _ in self._sizes]
         self._count = 0
         self.is_usable = profile is not None
+        self.spread = 1.0
         self._set(profile or CostProfile((1,), (1,)), None)
 
     def _set(self, typical: CostProfile, tail: CostProfile | None) -> None:
@@ -62,6 +81,11 @@ class ServiceEstimate:
     def tail_us(self, rows: int) -> int:
         """Return what the slowest recent batch of `rows` took, µs."""
         return self._tail.time_us(rows)
+
+    def safe_us(self, rows: int) -> int:
+        """Return what a batch of `rows` takes if it is a slow one, though not as slow as the odd mishap, µs."""
+        typical_us = self.typical.time_us(rows)
+        return min(self._tail.time_us(rows), round(typical_us * SAFE_RATIO_MAX))
 
     def observe(self, rows: int, service_us: int, now_us: int) -> None:
         """Take note of one execution of `rows` rows that took `service_us`."""
@@ -100,4 +124,5 @@ class ServiceEstimate:
             CostProfile.from_measurements(self._sizes, [c[0] for c in chosen]),
             CostProfile.from_measurements(self._sizes, [c[1] for c in chosen]),
         )
-        self.is_usable = all(tail <= SPREAD_MAX * typical for typical, tail in measured.values())
+        self.spread = max(tail / typical for typical, tail in measured.values())
+        self.is_usable = self.spread <= SPREAD_MAX

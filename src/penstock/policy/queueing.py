@@ -64,6 +64,7 @@ class Entry:
         "arrived_us",
         "attempts",
         "deadline_us",
+        "is_tolerated",
         "lane",
         "nbytes",
         "queued_us",
@@ -95,7 +96,12 @@ class Entry:
         self.request_class = request_class
         self.tenant = tenant
         self.attempts = 0
+        self.is_tolerated = False  # it is late and executed all the same
         self.state = QUEUED
+
+    def budget_us(self, now_us: int) -> int:
+        """Return how long from now it may take, µs, for the replica to go by: 0 if it has no limit, else not 0."""
+        return 0 if self.is_tolerated else self.deadline_us - now_us or -1
 
 
 class Lane:

@@ -22,10 +22,11 @@ from penstock.policy.admission import (
     estimate_retry_after_us,
     predict_completion_us,
 )
-from penstock.policy.balancing import Dispatch, Replica, choose_replica, find_outlier
+from penstock.policy.balancing import OUTLIER_RATIO, Dispatch, Replica, choose_replica, find_outlier, restore_excess
 from penstock.policy.batching import (
     GUARD_US,
     SOLE_REPLICA_RATIO,
+    SPACING_RATIO,
     AdaptiveSize,
     CloseReason,
     QueueView,
@@ -66,13 +67,19 @@ OVERHEAD_WEIGHT = 0.1
 LATE_RATIO_MAX = 0.045
 SHED_RATIO_MAX = 0.02
 # Predictions err. Each request that is dropped although it was admitted adds this part of a batch's time to the margin
-# by which later ones must be in time; each one refused takes back a hundredth of that, so about one in a hundred of
+# by which later ones must be in time; each one refused takes back a small part of that, so that only few of
 # those not served has waited.
 MARGIN_STEP_RATIO = 0.02
-DROPS_PER_REFUSAL = 0.01
-MARGIN_US_MAX = 1_000_000
+DROPS_PER_REFUSAL = 0.004
+# The margin is at most this part of a batch's time.
+MARGIN_RATIO_MAX = 0.5
 # From this part of requests not served on it is taken to be overload, not chance.
 OVERLOAD_RATIO = 0.1
+# And at once when arrivals, as averaged here, exceed what can be carried by this much: about their standard error.
+OVERRUN_RATIO = 1.1
+# One that is predicted to be late by the model's own SLO is let in all the same while that is allowed, if it is late by
+# no more than this part of it: predictions err, and the queue may be shorter than it looks.
+LATE_SLO_PART = 12
 # Those parts are averaged over about this many requests.
 RATIO_MEMORY = 500
 # While requests are refused as predicted late although a replica is idle, one is let through this often: only
@@ -246,9 +253,11 @@ class Scheduler:
         self._pending: Dispatch | None = None  # decided together with a Drop, which goes first
         self._expiry_us = 0  # no queued entry expires before this; 0 if none is queued
         self._gateways = 1
+        self._sent_us = 0  # when the last batch left
         self._overhead_us = 0.0
         self._late_ratio = self._shed_ratio = 0.0
-        self._margin_us = 0.0  # by which a prediction must be in time, learned from who had to be dropped after all
+        # By which a prediction must be in time under overload, learned from who had to be dropped after all.
+        self._margin_us = MARGIN_RATIO_MAX / 2 * self.estimates[""].time_us(self._size_max)
         self._probed_us = 0
         self._owed_rows = 0.0  # what class `batch` has been promised of contended batches and not had yet
         self._drained_before = self._drained = self._window_us = 0
@@ -282,6 +291,7 @@ class Scheduler:
         """
         if replica in self.replicas:
             self.replicas.remove(replica)
+        restore_excess(self.replicas)
         held, replica.in_flight = replica.in_flight, []
         begun = _count_begun(held, self._size_max)
         lost = Lost([], [])
@@ -401,47 +411,42 @@ class Scheduler:
         # A replica holds at most two batches and this one would be the third.
         if rows_ahead <= size_max and slack_us > 4 * estimate.tail_us(size_max):
             return None
-        if entry.request_class == INTERACTIVE:
-            rows_ahead = sum(
-                lane.rows
-                for q in self._queues.values()
-                for lane in q.lanes.values()
-                if lane.request_class == INTERACTIVE
-            )
-        account = self.ledger.backlogged.get(entry.tenant)
-        if len(self.ledger.backlogged) > (account is not None):
-            mine = 0
-            if account is not None:
-                lane_key = (entry.request_class, entry.tenant)
-                mine = sum(q.lanes[lane_key].rows for q in self._queues.values() if lane_key in q.lanes)
-            rows_ahead = min(rows_ahead, int(mine / self.ledger.share(entry.tenant)))
-        batch_rows = first_rows = (
-            1 if queue.alone else self._sustainable_rows(estimate, entry.deadline_us - entry.arrived_us)
-        )
-        margin_us = round(self._overhead_us)
-        is_shedding = self._shed_ratio > OVERLOAD_RATIO
-        if is_shedding:
-            # There is more work than can be done: better refused now than dropped when it has waited.
-            margin_us += round(self._margin_us)
+        allowed_us = entry.deadline_us - entry.arrived_us
+        batch_rows = first_rows = 1 if queue.alone else self._sustainable_rows(estimate, allowed_us)
         free_us = sorted([max(r.free_us, r.ejected_until_us, now_us) for r in self.replicas])
-        if queue.requests and not queue.alone:
-            room_us = min([e.deadline_us for e in queue.heads()]) - free_us[0] - margin_us
-            first_rows = self._rows_within(estimate, room_us)
-        completion_us = margin_us + predict_completion_us(
-            free_us=free_us,
-            rows_ahead=rows_ahead,
-            rows=entry.rows,
-            first_rows=first_rows,
-            batch_rows=batch_rows,
-            last_rows_min=batch_rows if is_shedding else 1,
-            time_us=estimate.time_us,
-        )
+        overhead_us = round(self._overhead_us)
+        rows_ahead, share = self._rows_ahead(entry)
+        if rows_ahead + entry.rows <= share * batch_rows and share < 1.0:
+            # Its tenant has less waiting than its share of a batch: it is in the next one, whatever others have.
+            completion_us = free_us[0] + overhead_us + estimate.time_us(batch_rows)
+        else:
+            margin_us = overhead_us
+            is_shedding = self._shed_ratio > OVERLOAD_RATIO or self._is_overrun(queue)
+            if is_shedding:
+                # There is more work than can be done: better refused now than dropped when it has waited. But never so
+                # early that replicas could run out of work.
+                margin_us += round(min(self._margin_us, MARGIN_RATIO_MAX * estimate.time_us(batch_rows)))
+            if queue.requests and not queue.alone:
+                room_us = min([e.deadline_us for e in queue.heads()]) - free_us[0] - margin_us
+                first_rows = self._rows_within(estimate, room_us)
+            completion_us = margin_us + predict_completion_us(
+                free_us=free_us,
+                rows_ahead=min(int(rows_ahead / share), self.rows),
+                rows=entry.rows,
+                first_rows=first_rows,
+                batch_rows=batch_rows,
+                last_rows_min=batch_rows if is_shedding else 1,
+                time_us=estimate.time_us,
+            )
         if completion_us <= entry.deadline_us:
             return None
         if not self.requests and free_us[0] <= now_us and now_us - self._probed_us >= PROBE_INTERVAL_US:
             self._probed_us = now_us
             return None
-        if self._is_lateness_allowed(entry) and completion_us <= entry.deadline_us + self.config.slo_us // 4:
+        if (
+            self._is_lateness_allowed(entry)
+            and completion_us <= entry.deadline_us + self.config.slo_us // LATE_SLO_PART
+        ):
             return None
         predicted_us = completion_us - entry.arrived_us
         excess_us = completion_us - entry.deadline_us
@@ -449,6 +454,24 @@ class Scheduler:
             self._margin_us - MARGIN_STEP_RATIO * DROPS_PER_REFUSAL * estimate.time_us(batch_rows), 0.0
         )
         return self._refuse(RefusalReason.PREDICTED_LATE, now_us, predicted_us=predicted_us, excess_us=excess_us)
+
+    def _is_overrun(self, queue: SignatureQueue) -> bool:
+        """Return True if more arrives than replicas carry with the largest batches, beyond what may be chance."""
+        carried = self._speed() * self._size_max / queue.estimate.time_us(self._size_max)
+        return self._rates[queue.key].value > OVERRUN_RATIO * carried
+
+    def _rows_ahead(self, entry: Entry) -> tuple[int, float]:
+        """Return the rows of an entry's tenant that are served before it, and the tenant's share of the replicas."""
+        account = self.ledger.backlogged.get(entry.tenant)
+        others = len(self.ledger.backlogged) - (account is not None)
+        if not others and entry.request_class == BATCH:
+            return self.rows, 1.0
+        rows = 0
+        for queue in self._queues.values():
+            for (request_class, tenant), lane in queue.lanes.items():
+                if request_class <= entry.request_class and (not others or tenant == entry.tenant):
+                    rows += lane.rows
+        return rows, self.ledger.share(entry.tenant) if others else 1.0
 
     def abandon(self, entry: Entry) -> None:
         """Nobody wants this entry's answer any more: it leaves if it waits. Its state is DONE afterwards."""
@@ -504,15 +527,19 @@ class Scheduler:
         queue, view, reason = best
         replica = choose_replica(available, now_us, gateways=self._gateways, chance=self._chance)
         dropped, entries = self._take(queue, view, replica, now_us)
-        if dropped:
+        reason_dropped = RefusalReason.DROPPED
+        if self._policy != "deadline":
+            reason_dropped = RefusalReason.EXPIRED
+        elif dropped and (self._shed_ratio > OVERLOAD_RATIO or self._is_overrun(queue)):
             step_us = MARGIN_STEP_RATIO * queue.estimate.time_us(max(len(entries), 1))
-            self._margin_us = min(self._margin_us + step_us * len(dropped), MARGIN_US_MAX)
+            margin_us_max = MARGIN_RATIO_MAX * queue.estimate.time_us(self._size_max)
+            self._margin_us = min(self._margin_us + step_us * len(dropped), margin_us_max)
         if entries:
             dispatch = self._send(queue, view, replica, entries, reason, now_us)
             if not dropped:
                 return dispatch
             self._pending = dispatch
-        return Drop(dropped, RefusalReason.DROPPED, self._retry_after_us(now_us))
+        return Drop(dropped, reason_dropped, self._retry_after_us(now_us))
 
     def _find_due(self, available: list[Replica], now_us: int) -> tuple[SignatureQueue, QueueView, CloseReason] | Wait:
         """Return the queue with the earliest deadline among those whose batch should leave now, else when to ask."""
@@ -568,7 +595,7 @@ class Scheduler:
         first = heads[0] if len(heads) == 1 else min(heads, key=_deadline_of)
         oldest_us = first.queued_us if len(heads) == 1 else min([e.queued_us for e in heads])
         size_max = self._size_max if self._adaptive is None else self._adaptive.rows
-        target, period_us, latest_us = 1, 0, 0
+        target, limit, period_us, latest_us, spaced_us = 1, size_max, 0, 0, 0
         if self._policy == "deadline" and not queue.alone:
             estimate = queue.estimate
             speed = self._speed()
@@ -590,6 +617,8 @@ class Scheduler:
             )
             latest_us = first.deadline_us - estimate.tail_us(min(queue.rows + 1, size_max)) - GUARD_US
             latest_us -= round(self._overhead_us)
+            if queue.rows > size_max and speed >= 2 and self._shed_ratio > OVERLOAD_RATIO:
+                spaced_us = self._sent_us + round(SPACING_RATIO * estimate.time_us(size_max) / speed)
         return QueueView(
             rows=queue.rows,
             is_alone=queue.alone,
@@ -601,6 +630,8 @@ class Scheduler:
             period_us=period_us,
             latest_us=latest_us,
             size_max=size_max,
+            spaced_us=spaced_us,
+            is_scarce=target > 1 and target >= limit,
         )
 
     def _rows_within(self, estimate: ServiceEstimate, time_us: float) -> int:
@@ -618,13 +649,14 @@ class Scheduler:
         rows_max = 1 if queue.alone or self.nbytes > self.config.batch_bytes_max else view.size_max
         entries: list[Entry] = []
         if self._policy != "deadline":
+            dropped = self._pop_until(queue, now_us)
             self._pick(queue, rows_max, now_us, entries)
-            return [], entries
+            return dropped, entries
         estimate = queue.estimate
         start_us = max(now_us, replica.free_us) + round(self._overhead_us)
         slowness = replica.slowness
         rows = min(queue.rows, rows_max)
-        if view.deadline_us >= start_us + estimate.tail_us(rows) * slowness:  # the whole batch, and all in time
+        if view.deadline_us >= start_us + estimate.safe_us(rows) * slowness:  # the whole batch, and all in time
             self._pick(queue, rows_max, now_us, entries)
             return [], entries
         floor = view.target
@@ -633,7 +665,7 @@ class Scheduler:
         floor = max(min(rows, floor), 1)
         dropped, first_us = self._screen(queue, start_us, slowness, floor, entries)
         rows = min(queue.rows + sum([e.rows for e in entries]), rows_max)
-        while rows > floor and first_us < start_us + estimate.tail_us(rows) * slowness:
+        while rows > floor and first_us < start_us + estimate.safe_us(rows) * slowness:
             rows -= 1
         self._pick(queue, rows, now_us, entries)
         return dropped, entries
@@ -655,12 +687,14 @@ class Scheduler:
         for lane in queue.lanes.values():
             while (head := lane.head()) is not None:
                 rows = max(min(floor, queue.rows + late_rows - head.rows), head.rows)
-                if head.deadline_us >= start_us + queue.estimate.tail_us(rows) * slowness:
+                if head.deadline_us >= start_us + queue.estimate.safe_us(rows) * slowness:
                     first_us = min(first_us, head.deadline_us)
                     break
                 lane.pop()
                 if late_rows + head.rows <= floor and self._is_lateness_allowed(head):
                     late_rows += head.rows
+                    head.is_tolerated = True
+                    self._late_ratio += (1 - self._late_ratio) / RATIO_MEMORY
                     entries.append(head)
                     continue
                 self._left(head)
@@ -731,6 +765,7 @@ class Scheduler:
             rows += entry.rows
         dispatch = Dispatch(self._next_id, replica, entries, rows, reason, now_us, key=queue.key, alone=queue.alone)
         self._next_id += 1
+        self._sent_us = now_us
         dispatch.estimate = queue.estimate
         if queue.estimate.is_usable:
             dispatch.predicted_us = round(queue.estimate.time_us(rows) * replica.slowness)
@@ -749,15 +784,23 @@ class Scheduler:
         expired: list[Entry] = []
         next_us = 0
         for queue in self._queues.values():
-            for lane in queue.lanes.values():
-                while (head := lane.head()) is not None and head.deadline_us <= now_us:
-                    lane.pop()
-                    self._left(head)
-                    head.state = DONE
-                    expired.append(head)
-                if head is not None and (not next_us or head.deadline_us < next_us):
-                    next_us = head.deadline_us
+            if queue.requests:
+                expired += self._pop_until(queue, now_us)
+                for head in queue.heads():
+                    if not next_us or head.deadline_us < next_us:
+                        next_us = head.deadline_us
         self._expiry_us = max(next_us, now_us + EXPIRY_INTERVAL_US) if next_us else 0
+        return expired
+
+    def _pop_until(self, queue: SignatureQueue, now_us: int) -> list[Entry]:
+        """Take out the entries whose deadline has passed."""
+        expired: list[Entry] = []
+        for lane in queue.lanes.values():
+            while (head := lane.head()) is not None and head.deadline_us <= now_us:
+                lane.pop()
+                self._left(head)
+                head.state = DONE
+                expired.append(head)
         return expired
 
     # -- back ----------------------------------------------------------------------------------------------------
@@ -779,18 +822,11 @@ class Scheduler:
         if is_first or not replica.in_flight:
             ahead_us = sum([d.predicted_us for d in replica.in_flight])
             replica.free_us = now_us + max(ahead_us, served.backlog_us)
-        in_time = late = 0
-        oldest_us = now_us
         for entry in dispatch.entries:
-            oldest_us = min(oldest_us, entry.arrived_us)
-            if now_us > entry.deadline_us:
-                late += 1
-            else:
-                in_time += 1
-        weight = min((in_time + late) / RATIO_MEMORY, 1.0)
-        self._late_ratio += weight * (late / max(in_time + late, 1) - self._late_ratio)
+            if not entry.is_tolerated:  # who is has been counted
+                self._late_ratio += ((now_us > entry.deadline_us) - self._late_ratio) / RATIO_MEMORY
         if self._adaptive is not None:
-            self._adaptive.observe(dispatch.rows, now_us - oldest_us)
+            self._adaptive.observe(dispatch.rows, served.service_us)
 
     def _observe_service(self, dispatch: Dispatch, served: Served, now_us: int) -> None:
         estimate, replica = dispatch.estimate, dispatch.replica
@@ -799,7 +835,7 @@ class Scheduler:
         was_probing = replica.is_probing
         if estimate.is_usable and len(self.replicas) > 1:
             replica.observe(served.service_us / estimate.time_us(served.rows))
-            if find_outlier(self.replicas, replica):
+            if estimate.spread <= OUTLIER_RATIO and find_outlier(self.replicas, replica):
                 replica.eject(now_us)
                 self.ejections += 1
             elif was_probing:

@@ -145,7 +145,6 @@ class SimulatedGateway:
         if not request.is_settled:
             self.scheduler.abandon(request)
             self._refuse(request, Outcome.ABANDONED, RefusalReason.DISCONNECTED.value, 0, now_us)
-            self._touch()
 
     def stall(self, until_us: int) -> None:
         """Let everything that comes in from now on wait until `until_us`."""
@@ -199,7 +198,8 @@ class SimulatedGateway:
             if self._decisions is not None:
                 self._decisions.append((now_us, "refuse", request.index, refusal.reason.value))
             self._refuse(request, Outcome.REFUSED, refusal.reason.value, refusal.retry_after_us, now_us)
-        self._touch()
+        else:
+            self._touch()
 
     def _send(self, dispatch: Dispatch, now_us: int) -> None:
         replica, life = cast("tuple[SimulatedReplica, int]", dispatch.replica.handle)
@@ -222,7 +222,8 @@ class SimulatedGateway:
     def _settle(self, now_us: int, flight: Flight) -> None:
         dispatch, served = flight.dispatch, flight.served
         self.scheduler.observe_reply(dispatch, served, now_us)
-        self._touch()
+        if self.scheduler.requests:
+            self._touch()
         recorder, answer = self._recorder, self._desk.answer
         late = flight.late
         service_us, rows, sent_us = served.service_us, served.rows, dispatch.sent_us

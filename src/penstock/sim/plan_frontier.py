@@ -5,7 +5,7 @@ Not here: what a replica costs (`cli/plan.py`).
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from penstock.core.models import POLICIES
 from penstock.core.profiles import profiled_sizes
@@ -14,11 +14,11 @@ from penstock.sim.scenario import Scenario
 
 __all__ = ["Frontier", "drop_dominated", "find_frontier"]
 
-# Numbers of replicas to look at, as multiples of the fewest that hold with what was asked; and one less.
-REPLICA_RATIOS = (1.0, 1.2, 1.5, 2.0)
+# Numbers of replicas to look at, as multiples of the fewest that hold with what was asked; and one less and one more.
+REPLICA_RATIOS = (1.0, 1.25, 1.6, 2.0)
 _SIZES_MAX = 4  # the largest batch sizes: smaller ones need many more replicas
-# Every candidate is run for so long, and each number of replicas' best once more under all seeds.
-_SIFT_REQUESTS, _PROOF_REQUESTS = 4_000, 12_000
+# Every candidate is run for this share of a run; each number of replicas' best ones are then put to the proof.
+_SIFT_RATIO = 0.2
 _PROOFS_MAX = 2
 # A short run that misses by this factor is not looked at again.
 _STRAIN_MAX = 1.5
@@ -72,7 +72,6 @@ def _lengthen(question: Question, scenario: Scenario) -> Scenario:
         rate=scenario.rate,
         policy=scenario.batching.policy,
         size_max=scenario.batching.size_max,
-        requests=min(_PROOF_REQUESTS, question.requests),
     )
 
 
@@ -81,21 +80,20 @@ def _list_candidates(question: Question, replicas: int) -> Iterator[Scenario]:
     asked = question.scenario.batching
     rows = max(question.scenario.sources[0].rows)
     sizes = [size for size in profiled_sizes(asked.size_max) if size >= rows][-_SIZES_MAX:]
-    counts = sorted({replicas - 1, *(math.ceil(replicas * ratio) for ratio in REPLICA_RATIOS)})
-    requests = min(_SIFT_REQUESTS, question.requests)
+    counts = sorted({replicas - 1, replicas + 1, *(math.ceil(replicas * ratio) for ratio in REPLICA_RATIOS)})
+    requests = round(_SIFT_RATIO * question.requests)
     for size_max in reversed(sizes):
         floor = floor_replicas(question, size_max)
         for policy in sorted(POLICIES, key=lambda policy: policy != asked.policy):
             for count in counts:
                 if floor <= count <= question.replicas_max:
-                    scenario = question.shape(
+                    yield question.shape(
                         replicas=count,
                         rate=question.rate_planned,
                         policy=policy,
                         size_max=size_max,
                         requests=requests,
                     )
-                    yield replace(scenario, name=f"{policy}, {size_max} rows, {count} replicas")
 
 
 def drop_dominated(trials: Iterable[Trial]) -> tuple[Trial, ...]:

@@ -1,7 +1,7 @@
 """Capacity: does a fleet hold its SLO at a rate, and how many replicas are the fewest that do?
 
-Pure search over `simulate`: an analytic bracket, then runs under several seeds of which the worst counts. Not here: what
-follows from the answer (`plan_knee.py`, `plan_frontier.py`, `plan_failure.py`), the command (`cli/plan.py`).
+Pure search over `simulate`: an analytic bracket, then runs under several seeds of which the worst counts. Not here:
+what follows from the answer (`plan_knee.py`, `plan_frontier.py`, `plan_failure.py`), the command (`cli/plan.py`).
 Source: N staggered replicas behind one queue hold T while ℓ(b)(1 + 1/N) <= T, so with ℓ(b) = β + α·b each does
 (1/α)(1 - (1 + 1/N)β/T) rows per second: Symphony, arXiv 2308.07470.
 """
@@ -32,8 +32,8 @@ __all__ = [
     "rows_per_s_max",
 ]
 
-# What holding the SLO means, as `penstock bench` judges it on a live server: the percentile that the SLO is about (p95),
-# and how many may be failed and shed together.
+# What holding the SLO means, as `penstock bench` judges it on a live server: the percentile that the SLO is about
+# (p95), and how many may be failed and shed together.
 ATTAINMENT_RATIO_MIN = 0.95
 LOST_RATIO_MAX = 0.01
 
@@ -41,11 +41,14 @@ LOST_RATIO_MAX = 0.01
 _STRAIN_HOPELESS = 3.0
 # A short run has this share of a long one's requests.
 _PROBE_RATIO = 0.2
+# Near saturation queues build up slowly, and a short run ends before they have: devices that are busy for more than
+# this share of the time even in their best batches are watched for so many times as long.
+_SATURATED_RATIO, _SATURATED_LENGTHS = 0.9, 4
 # No run is shorter than this many times the SLO, or it would end before a queue could build up.
 _RUN_SLOS_MIN = 6
 _WARMUP_SLOS = 2
 _WARMUP_RATIO = 0.1
-# What a request costs to simulate, µs, measured on one 2.6 GHz core: some, and some more for each replica to choose from.
+# What a request costs to simulate, µs, measured on one 2.6 GHz core: some, and more for each replica to choose from.
 _REQUEST_US, _REQUEST_REPLICA_US = 15.0, 0.6
 _PLAN_US_MAX, _PLAN_REQUESTS_MAX = 40e6, 1_500_000
 # Arrivals whose gaps are independent: any stretch of them is like any other, so short runs say something.
@@ -70,7 +73,7 @@ class Question:
     streams: tuple[StreamFactory, ...]
     headroom_ratio: float = 0.1
     replicas_max: int = 128
-    requests: int = 25_000
+    requests: int = 20_000
     period_us: int = 0
 
     @property
@@ -174,7 +177,7 @@ class Trials:
         self.question = question
         self.requests = 0
         self._on_run = on_run
-        self._proven: dict[Scenario, Trial] = {}
+        self._proven: dict[tuple[str, int, int, float, int], Trial] = {}
 
     def record(self, scenario: Scenario, stream: StreamFactory) -> Recording:
         """Run a scenario once."""
@@ -207,10 +210,11 @@ class Trials:
 
         A short run comes first: what misses by far there is not run at length. Asked again, it answers at once.
         """
-        found = self._proven.get(scenario)
-        if found is None:
-            found = self._proven[scenario] = self._prove(scenario)
-        return found
+        batching = scenario.batching
+        key = (batching.policy, batching.size_max, scenario.replicas, scenario.rate, scenario.duration_us)
+        if key not in self._proven:
+            self._proven[key] = self._prove(scenario)
+        return self._proven[key]
 
     def _prove(self, scenario: Scenario) -> Trial:
         if scenario.sources[0].arrivals.kind in _RENEWAL:
@@ -219,12 +223,20 @@ class Trials:
                 probed = self.run(replace(scenario, duration_us=length_us))
                 if probed.strain > _STRAIN_HOPELESS:
                     return probed
-        worst = self.run(scenario)
+        worst = self.run(self._lengthen(scenario))
         for seed_index in range(1, len(self.question.streams)):
             if not worst.holds:
                 break
             worst = max(worst, self.run(scenario, seed_index), key=lambda trial: (trial.strain, trial.p95_ms or 0.0))
         return worst
+
+    def _lengthen(self, scenario: Scenario) -> Scenario:
+        """Return the scenario as long as it must be to say something about loads near saturation."""
+        rows_per_s = scenario.rate * self.question.request_rows
+        most = scenario.replicas * rows_per_s_max(scenario.device.profile, scenario.batching.size_max)
+        if rows_per_s < _SATURATED_RATIO * most:
+            return scenario
+        return replace(scenario, duration_us=scenario.duration_us * _SATURATED_LENGTHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +301,8 @@ def _fixed_us(scenario: Scenario) -> int:
 def find_replicas(question: Question, trials: Trials) -> Staffing:
     """Return the fewest replicas that hold the SLO at the planned rate.
 
-    It assumes that more replicas are never worse, starts at the estimate, and doubles its steps until it has both a number
-    that holds and one that does not.
+    It assumes that more replicas are never worse, starts at the estimate, and doubles its steps until it has both a
+    number that holds and one that does not.
     """
     floor, estimate = floor_replicas(question), estimate_replicas(question)
     reason = _explain_hopeless(question, floor)
@@ -342,16 +354,16 @@ def _explain_hopeless(question: Question, floor: int) -> str:
     alone_us, fixed_us = profile.time_us(rows), _fixed_us(scenario)
     if alone_us + fixed_us > scenario.slo_us:
         return (
-            f"a request takes {(alone_us + fixed_us) / 1e3:g} ms even alone ({alone_us / 1e3:g} ms on the device, of which"
-            f" any batch costs β = {profile.beta_us / 1e3:g} ms), the SLO is {scenario.slo_us / 1e3:g} ms: more replicas do"
-            " not make one faster. Use a faster device, a smaller model or a longer SLO."
+            f"a request takes {(alone_us + fixed_us) / 1e3:g} ms even alone ({alone_us / 1e3:g} ms on the device, where"
+            f" any batch costs β = {profile.beta_us / 1e3:g} ms), the SLO is {scenario.slo_us / 1e3:g} ms: no number of"
+            " replicas makes a request faster. Use a faster device, a smaller model or a longer SLO."
         )
     if floor > question.replicas_max:
         each = rows_per_s_max(profile, scenario.batching.size_max)
         return (
-            f"{question.rate_planned * question.request_rows:,.0f} rows per second are to be held, and one replica does at"
-            f" most {each:,.0f}, in full batches: at least {floor} replicas are needed, and --replicas-max is"
-            f" {question.replicas_max}."
+            f"{question.rate_planned * question.request_rows:,.0f} rows per second are to be held, and one replica does"
+            f" at most {each:,.0f}, in its best batches: expected at least {floor} replicas to be allowed, got"
+            f" {question.replicas_max}. Use more, larger batches, or a faster device."
         )
     return ""
 
@@ -359,7 +371,7 @@ def _explain_hopeless(question: Question, floor: int) -> str:
 def _explain_failure(question: Question, trial: Trial) -> str:
     p95 = "none was answered" if trial.p95_ms is None else f"p95 is {trial.p95_ms:,.1f} ms"
     return (
-        f"with {trial.replicas} replicas (--replicas-max) {p95}, {trial.attainment:.1%} are answered within"
-        f" {question.scenario.slo_us / 1e3:g} ms and {trial.shed_ratio + trial.failed_ratio:.1%} failed or shed. Use more"
-        " replicas, a longer SLO, or another --policy or --size-max."
+        f"with replicas: {trial.replicas}, the most allowed, {p95}, {trial.attainment:.1%} are answered within"
+        f" {question.scenario.slo_us / 1e3:g} ms, and {trial.shed_ratio + trial.failed_ratio:.1%} failed or shed. Use"
+        " more replicas, a longer SLO, or another policy or batch size."
     )

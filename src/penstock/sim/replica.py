@@ -195,7 +195,9 @@ class SimulatedReplica:
             # What it took to get here is not known here: a budget shrinks only by waiting, as it does in the frame.
             waited_us, sent_us = now_us - flight.received_us, flight.dispatch.sent_us
             for entry in flight.dispatch.entries:
-                if is_late(budget_us=entry.deadline_us - sent_us, waited_us=waited_us, least_us=self._least_us):
+                # As in the frame, where 0 would say that there is no deadline.
+                budget_us = entry.budget_us(sent_us)
+                if is_late(budget_us=budget_us, waited_us=waited_us, least_us=self._least_us):
                     flight.late.append(entry)
                     late_rows += entry.rows
         return late_rows

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from penstock import __version__
 from penstock.cli.main import build_app
 
-COMMANDS = ("serve", "models", "bench", "drill", "doctor", "version")
+COMMANDS = ("serve", "models", "bench", "drill", "simulate", "doctor", "version")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

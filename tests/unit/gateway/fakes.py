@@ -11,11 +11,14 @@ from typing import Any
 
 from penstock.core.launch import HttpLimits
 from penstock.core.models import Batching, ModelSpec, QueueBounds
+from penstock.core.profiles import CostProfile
 from penstock.core.statistics import GatewayStatistics, ModelStatistics
 from penstock.core.tensors import TensorSpec
 from penstock.gateway.batcher import ModelBatcher
 from penstock.gateway.http import Exchange, HttpConnection, Port
-from penstock.gateway.work import Batch, BatchResult, Refusal, Work
+from penstock.gateway.work import BatchResult, Refusal, Work
+from penstock.policy.balancing import CREDITS_PER_REPLICA, Dispatch, Replica
+from penstock.policy.queueing import INTERACTIVE, RequestClass
 from penstock.testing.clock import ManualClock
 from penstock.testing.transport import MemoryTransport
 from penstock.wire.frame import (
@@ -36,7 +39,7 @@ SPEC = ModelSpec(
     "sum",
     (TensorSpec("x", "FP32", (-1, 2)),),
     (TensorSpec("y", "FP32", (-1, 1)),),
-    batching=Batching(size_max=4, wait_us_max=1_000),
+    batching=Batching(policy="size_or_timeout", size_max=4, wait_us_max=1_000),
     queue=QueueBounds(requests_max=16, bytes_max=1_000),
 )
 
@@ -161,38 +164,52 @@ class Client:
 class FakeLink:
     """A replica that answers when told. Checks what no replica may ever get."""
 
-    def __init__(self) -> None:
-        self.in_flight: dict[int, Batch] = {}
-        self.sent: list[Batch] = []
+    def __init__(self, address: str = "unix:/fake") -> None:
+        self.address = address
+        self.replica: Replica | None = None
+        self.in_flight: dict[int, Dispatch] = {}
+        self.sent: list[Dispatch] = []
         self.frames: list[bytes] = []
 
-    def send(self, batch: Batch, frame: bytes) -> None:
+    def send(self, batch: Dispatch, frame: bytes) -> None:
+        assert self.replica is batch.replica
         assert batch.id not in self.in_flight
         self.in_flight[batch.id] = batch
         self.sent.append(batch)
         self.frames.append(frame)
-        assert len(self.in_flight) <= 2
+        assert len(self.in_flight) <= CREDITS_PER_REPLICA
 
 
 class FakeRequest(Work):
-    """A caller that keeps its ending. `on_end` is called at the end, as a caller's own code is."""
+    """A caller that keeps its ending and when that was. `on_end` is called at the end, as a caller's own code is."""
 
-    __slots__ = ("endings", "name", "on_end")
+    __slots__ = ("ended_us", "endings", "name", "on_end")
 
-    def __init__(self, name: int, request: InferenceRequest, arrived_us: int, deadline_us: int) -> None:
-        super().__init__(request, arrived_us, deadline_us)
+    def __init__(
+        self,
+        name: int,
+        request: InferenceRequest,
+        arrived_us: int,
+        deadline_us: int,
+        *,
+        request_class: RequestClass = INTERACTIVE,
+        tenant: str = "",
+    ) -> None:
+        super().__init__(request, arrived_us, deadline_us, request_class=request_class, tenant=tenant)
         self.name = name
         self.endings: list[BatchResult | Refusal] = []
+        self.ended_us = 0
         self.on_end: Callable[[], None] | None = None
 
     def finish(self, result: BatchResult, row: int, now_us: int) -> bool:
-        self._end(result)
+        self._end(result, now_us)
         return True
 
     def refuse(self, refusal: Refusal, now_us: int) -> None:
-        self._end(refusal)
+        self._end(refusal, now_us)
 
-    def _end(self, ending: BatchResult | Refusal) -> None:
+    def _end(self, ending: BatchResult | Refusal, now_us: int) -> None:
+        self.ended_us = now_us
         self.endings.append(ending)
         if self.on_end is not None:
             self.on_end()
@@ -205,9 +222,7 @@ class FakeRequest(Work):
         return ending
 
 
-def make_request(
-    *, rows: int = 1, signature: object = "a", nbytes: int | None = None, priority: int = 0
-) -> InferenceRequest:
+def make_request(*, rows: int = 1, signature: object = "a", nbytes: int | None = None) -> InferenceRequest:
     """Return a decoded request for `SPEC` of zeros. Width and name of the tensor follow the signature."""
     request = InferenceRequest()
     request.id = ""
@@ -218,42 +233,101 @@ def make_request(
     request.payload = (payload,)
     request.nbytes = len(payload)
     request.parameters = {"signature": str(signature)}
-    request.priority = priority
+    request.priority = 0
     request.timeout_us = 0
     request.outputs = ()
     request.binary_output = False
     return request
 
 
-class Bench:
-    """One ModelBatcher on manual time, with fake replicas; `turn` plays the end of a turn of the event loop."""
+class ObservedBatcher(ModelBatcher):
+    """A batcher that counts how often its scheduler is asked."""
 
-    def __init__(self, spec: ModelSpec = SPEC, *, links: int = 1) -> None:
+    flushes = 0
+
+    def flush(self) -> None:
+        """See `ModelBatcher`."""
+        self.flushes += 1
+        super().flush()
+
+
+class Bench:
+    """One ModelBatcher on manual time, with fake replicas; `turn` plays the end of a turn of the event loop.
+
+    Args:
+        spec: The model.
+        profile: What its batches cost, if that was measured.
+        links: How many replicas it has.
+
+    Attributes:
+        due: Batchers that asked for a flush at the end of this turn.
+        timers: Armed: when each fires, and what it calls.
+        armed: How many timers were ever armed.
+        bugs: What callers raised.
+        chances: What `chance` returns next; 0 when there is nothing left.
+    """
+
+    def __init__(self, spec: ModelSpec = SPEC, *, profile: CostProfile | None = None, links: int = 1) -> None:
         self.clock = ManualClock()
         self.statistics = ModelStatistics()
         self.due: list[ModelBatcher] = []
         self.timers: list[tuple[int, Callable[[], None]]] = []
-        self.batcher = ModelBatcher(
+        self.armed = 0
+        self.bugs: list[Exception] = []
+        self.chances: list[float] = []
+        self.batcher = ObservedBatcher(
             spec,
+            profile,
             statistics=self.statistics,
             now_us=self.clock,
             call_later=self._call_later,
             schedule_flush=self.due.append,
+            chance=lambda: self.chances.pop(0) if self.chances else 0.0,
+            on_bug=self.bugs.append,
         )
-        self.links = [FakeLink() for _ in range(links)]
-        self.batcher.links += self.links
+        self.links: list[FakeLink] = []
         self.works: list[FakeRequest] = []
+        for _ in range(links):
+            self.join()
+
+    def join(self, link: FakeLink | None = None) -> FakeLink:
+        """Let a replica join, a new one by default."""
+        link = link or FakeLink(f"unix:/fake{len(self.links)}")
+        self.links.append(link)
+        self.batcher.join_link(link)
+        return link
+
+    def lose(self, link: FakeLink, reason: str = "killed") -> None:
+        """Lose the connection to a replica, as `ReplicaLink` does."""
+        self.links.remove(link)
+        self.batcher.lose_link(link, reason)
+        link.in_flight.clear()
 
     def _call_later(self, delay_us: int, callback: Callable[[], None]) -> Callable[[], None]:
         assert delay_us >= 0
+        self.armed += 1
         timer = (self.clock() + delay_us, callback)
         self.timers.append(timer)
         return lambda: self.timers.remove(timer)
 
-    def submit(self, *, timeout_us: int = 1_000_000, **request: Any) -> FakeRequest:
-        """Submit one request; keyword arguments as `make_request`."""
+    def submit(
+        self,
+        *,
+        timeout_us: int = 1_000_000,
+        request_class: RequestClass = INTERACTIVE,
+        tenant: str = "",
+        **request: Any,
+    ) -> FakeRequest:
+        """Submit one request; further keyword arguments as `make_request`."""
         now_us = self.clock()
-        work = FakeRequest(len(self.works), make_request(**request), now_us, now_us + timeout_us)
+        work = FakeRequest(
+            len(self.works),
+            make_request(**request),
+            now_us,
+            now_us + timeout_us,
+            request_class=request_class,
+            tenant=tenant,
+        )
         self.works.append(work)
         self.batcher.submit(work, now_us)
         return work
@@ -279,12 +353,18 @@ class Bench:
 
 
 def encode_reply(
-    frame_id: int, rows: int, *, failures: tuple[Failure, ...] = (), values: tuple[float, ...] = (), executed: int = 1
+    frame_id: int,
+    rows: int,
+    *,
+    failures: tuple[Failure, ...] = (),
+    values: tuple[float, ...] = (),
+    executed: int | None = None,
+    execute_us: int = 3,
 ) -> bytes:
-    """Return a reply of `SPEC`'s model with `rows` rows of output `y`, zeros by default."""
+    """Return a reply of `SPEC`'s model with `rows` rows of output `y`, zeros by default; at least one was executed."""
     payload = struct.pack(f"<{rows}f", *(values or [0.0] * rows))
     outputs = (FrameTensor("y", "FP32", (1,), len(payload)),) if rows else ()
-    meta = ReplyMeta(outputs, failures, 1, 2, 3, 4, executed)
+    meta = ReplyMeta(outputs, failures, 1, 2, execute_us, 4, (rows or 1) if executed is None else executed)
     return encode_frame(FrameKind.REPLY, frame_id, encode_meta(meta), [payload])
 
 

@@ -45,6 +45,7 @@ class Room:
         self.loop = ManualLoop(self.clock)
         self.statistics = GatewayStatistics()
         self.faults: list[tuple[str, str]] = []
+        self.bugs: list[Exception] = []
         self.changes = 0
         self.silent: set[str] = set()
         self.canaries: list[str] = []
@@ -58,6 +59,8 @@ class Room:
             schedule_flush=self.due.append,
             on_fault=lambda where, why: self.faults.append((where, why)),
             on_change=self._count_change,
+            chance=lambda: 0.5,
+            on_bug=self.bugs.append,
         )
         self._sequence = 0
         self._replicas: dict[int, FakeReplica] = {}
@@ -112,7 +115,6 @@ class House(Room):
 
     def __init__(self, *, limits: HttpLimits | None = None) -> None:
         super().__init__()
-        self.bugs: list[Exception] = []
         self.head_statistics: GatewayStatistics | None = GatewayStatistics()
         self.waiting_for_head: list[Any] = []
         self.routes = Routes(

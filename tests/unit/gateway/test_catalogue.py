@@ -61,7 +61,7 @@ def test_replicas_come_and_go() -> None:
     assert [transport.is_closing() for _, _, transport in room.loop.connections] == [True, False, False]
     batcher = room.model().batcher
     assert batcher is not None
-    assert len(batcher.links) == 2
+    assert len(batcher.scheduler.replicas) == 2
 
 
 def test_a_loading_model_gets_its_queue_with_its_spec() -> None:

@@ -67,7 +67,7 @@ class Embedder(FakeReplica):
                 FrameTensor("embedding", "FP32", (2,), len(values) * 4),
                 FrameTensor("token_count", "INT64", (1,), len(rows) * 8),
             )
-        meta = ReplyMeta(outputs, failures, 1, 2, 3, 4, 1)
+        meta = ReplyMeta(outputs, failures, 1, 2, 3, 4, len(rows) or 1)
         self.say(encode_frame(FrameKind.REPLY, frame_id, encode_meta(meta), [payload]))
 
 
@@ -224,7 +224,7 @@ def assert_nothing_left(desk: Desk) -> None:
     """Check that nothing waits, and that late replies reach nobody."""
     batcher = desk.model("m").batcher
     assert batcher is not None
-    assert (batcher.requests, batcher.nbytes) == (0, 0)
+    assert (batcher.requests, batcher.scheduler.nbytes) == (0, 0)
     desk.run()
     assert not desk.client.transport.written
     assert not desk.bugs

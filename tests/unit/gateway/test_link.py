@@ -3,8 +3,10 @@
 import pytest
 
 from penstock.gateway.link import RECONNECT_S_MAX, RECONNECT_S_MIN, ReplicaLink
-from penstock.gateway.work import BatchResult, WorkState
+from penstock.gateway.work import BatchResult
 from penstock.policy.admission import RefusalReason
+from penstock.policy.balancing import Replica
+from penstock.policy.queueing import QUEUED
 from penstock.testing.loop import ManualLoop
 from penstock.wire.frame import BATCH_FLAG_CANARY, Failure, FrameKind, encode_frame
 from tests.unit.gateway.fakes import SPEC, Bench, FakeReplica, encode_reply
@@ -31,6 +33,11 @@ class Wire:
         )
 
     @property
+    def known(self) -> list[Replica]:
+        """The replicas that the scheduler may use."""
+        return self.bench.batcher.scheduler.replicas
+
+    @property
     def replica(self) -> FakeReplica:
         """The newest connection's far end."""
         _, protocol, transport = self.loop.connections[-1]
@@ -50,7 +57,7 @@ def test_a_link_joins_when_it_connects(address: str) -> None:
     """Once connected a link takes batches; its batcher knows it, and work that waited leaves."""
     wire = Wire(address)
     assert wire.link.is_up
-    assert wire.bench.batcher.links == [wire.link]
+    assert [(known.name, known.handle) for known in wire.known] == [(address, wire.link)]
     assert [where for where, _, _ in wire.loop.connections] == [address]
 
 
@@ -105,9 +112,10 @@ def test_a_replica_that_lies_is_cut(garbage: bytes) -> None:
     assert replica.transport.is_aborted
     assert [where for where, _ in wire.faults] == [ADDRESS]
     assert not wire.link.is_up
-    assert not wire.bench.batcher.links
+    assert not wire.known
+    assert wire.link.replica is None
     (work,) = wire.bench.works
-    assert (work.state, work.attempts) == (WorkState.QUEUED, 1)
+    assert (work.state, work.attempts) == (QUEUED, 1)
     assert not wire.link.in_flight
 
 
@@ -158,7 +166,8 @@ def test_a_lost_link_is_made_again_and_proves_itself_first() -> None:
     wire = Wire()
     replica, _ = wire.submit_and_take()
     replica.die()
-    assert not wire.bench.batcher.links
+    assert not wire.known
+    assert wire.link.replica is None
     wire.loop.advance_us(int(RECONNECT_S_MIN * 1e6))
     assert len(wire.loop.connections) == 2
     assert not wire.link.is_up
@@ -226,7 +235,8 @@ def test_a_closed_link_stays_closed(*, is_connected: bool) -> None:
     wire.loop.refuses.clear()
     wire.loop.advance_us(10_000_000)
     assert len(wire.loop.connections) == is_connected
-    assert not wire.bench.batcher.links
+    assert not wire.known
+    assert wire.link.replica is None
     assert not work.endings
     wire.bench.batcher.end(503, "gone", RefusalReason.UNAVAILABLE)
     assert work.refusal.status == 503

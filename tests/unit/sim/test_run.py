@@ -49,15 +49,16 @@ def test_requests_are_batched_while_the_replica_works() -> None:
     """The first goes at once, the next two share the staged batch, and the one after that waits for the replica."""
     log = DecisionLog()
     recording = run(every(4, 4), log)
-    assert log.gateways == [
-        [
-            (0, "dispatch", "replica-0", (0,), "idle"),
-            (8_000, "dispatch", "replica-0", (1, 2), "full"),
-            (20_000, "dispatch", "replica-0", (3,), "idle"),
-        ]
+    (decisions,) = log.gateways
+    assert [entry[1:] for entry in decisions] == [
+        ("dispatch", "replica-0", (0,), "idle"),
+        ("dispatch", "replica-0", (1, 2), "full"),
+        ("dispatch", "replica-0", (3,), "idle"),
     ]
+    staged_us = decisions[1][0]
+    assert 8_000 <= staged_us < 10_000
     assert recording.settled_us.tolist() == [10_000, 20_000, 20_000, 30_000]
-    assert recording.wait_us.tolist() == [0, 4_000, 0, 8_000]
+    assert recording.wait_us.tolist() == [0, staged_us - 4_000, staged_us - 8_000, 8_000]
     assert recording.share_us.tolist() == [10_000, 5_000, 5_000, 10_000]
     assert recording.started_us.tolist() == [0, 10_000, 20_000]
     assert recording.execution_rows.tolist() == [1, 2, 1]
@@ -72,10 +73,8 @@ def test_overheads_add_up() -> None:
 
 def test_the_gateway_reads_one_request_at_a_time() -> None:
     """Requests that arrive faster than they can be read queue for the gateway's thread."""
-    burst = replace(every(1, 5), overheads=Overheads(gateway_us=3_000))
-    log = DecisionLog()
-    run(burst, log)
-    assert [entry[0] for entry in log.gateways[0]][:2] == [3_000, 9_000]  # read at 3, 6, 9, 12, 15 ms
+    shut = replace(every(1, 5), overheads=Overheads(gateway_us=3_000), bounds=QueueBounds(bytes_max=-1))
+    assert run(shut).latency_us.tolist() == [3_000, 5_000, 7_000, 9_000, 11_000]  # refused when read
 
 
 def test_timers_fire_on_time_or_late_by_the_jitter() -> None:
@@ -113,9 +112,10 @@ def test_refused_requests_come_again() -> None:
 
 def test_a_request_that_cannot_be_done_in_time_is_not_executed() -> None:
     """Under `deadline` a request whose budget is below the batch time is refused before it costs anything."""
-    strict = replace(every(4, 50), slo_us=9_000, batching=Batching(policy="deadline", size_max=2))
+    strict = replace(every(4, 50, deadline_us=9_000), batching=Batching(policy="deadline", size_max=2))
     recording = run(strict)
-    assert (recording.outcome[recording.outcome != Outcome.SERVED] == Outcome.REFUSED).all()
+    assert not recording.is_good.any()
+    assert np.count_nonzero(recording.outcome == Outcome.REFUSED) > 40
     assert recording.refusals["predicted_late"] > 40
 
 
@@ -167,7 +167,7 @@ def test_a_stalled_gateway_hears_nothing() -> None:
     """What arrives in a stall, requests and replies, is seen when it ends."""
     recording = run(replace(every(5, 4), faults=(Fault("gateway_stall", 4_000, 40_000),)))
     assert recording.settled_us[0] == 44_000
-    assert recording.dispatched_us.tolist()[1:] == [44_000, 44_000]
+    assert recording.dispatched_us[1] == 44_000
 
 
 def test_gateways_share_replicas() -> None:

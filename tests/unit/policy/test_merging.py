@@ -1,9 +1,10 @@
-"""Laws of merging."""
+"""Laws of merging, by batches as a replica receives them."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.replica.batch import plan_merge
+from penstock.policy.merging import is_late, plan_merge
 from tests.unit.replica.fakes import batch_of
 
 kinds = st.sampled_from([{}, {"k": 1}, {"k": True}])
@@ -45,3 +46,25 @@ def test_canary_never_merges() -> None:
     canary, work = batch_of([[0, 0]], [1], is_alone=True), batch_of([[0, 0]], [1])
     assert plan_merge([canary, canary, work], row_count_max=64) == [0]
     assert plan_merge([work, canary, work], row_count_max=64) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("budget_us", "waited_us", "least_us", "expected"),
+    [
+        (0, 0, 0, False),
+        (0, 10**9, 10**9, False),
+        (1_000, 0, 0, False),
+        (1_000, 999, 0, False),
+        (1_000, 1_000, 0, True),
+        (1_000, 0, 999, False),
+        (1_000, 0, 1_000, True),
+        (1_000, 500, 499, False),
+        (1_000, 500, 500, True),
+        (-1, 0, 0, True),
+    ],
+)
+def test_late_is_who_has_no_more_time_than_the_least(
+    budget_us: int, waited_us: int, least_us: int, *, expected: bool
+) -> None:
+    """A request is late once waiting and the least execution have used up its budget; 0 is no budget to use up."""
+    assert is_late(budget_us=budget_us, waited_us=waited_us, least_us=least_us) is expected
