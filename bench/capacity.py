@@ -39,7 +39,7 @@ NOISE_RATIO = 0.05
 SEED = 1
 
 RATE_STEP_RATIO = 0.005
-PROBE_REQUESTS, TUNING_REQUESTS = 60_000, 20_000
+PROBE_REQUESTS, TUNING_REQUESTS = 60_000, 15_000
 # No run is shorter than this, or it would end before a queue could build up: 100 SLOs; 20 while settings are tried.
 PROBE_US_MIN, TUNING_US_MIN = 5_000_000, 1_000_000
 WARMUP_US = 1_000_000
@@ -82,32 +82,32 @@ class Finding:
     """Capacities of one cell, requests per second.
 
     Args:
-        beta_ratio, replicas: The cell.
-        size_or_timeout, adaptive, deadline: By policy.
-        size_or_timeout_noisy, deadline_noisy: The same with device times that vary by `NOISE_RATIO`.
-        setting: The best one of `size_or_timeout`, in words.
+        beta_slo_ratio, replicas: The cell.
+        baseline_per_s, adaptive_per_s, deadline_per_s: By policy; the baseline is `size_or_timeout`, tuned.
+        baseline_noise_per_s, deadline_noise_per_s: The same with device times that vary by `NOISE_RATIO`.
+        setting: The best one of the baseline, in words.
         requests: How many were simulated.
     """
 
-    beta_ratio: float
+    beta_slo_ratio: float
     replicas: int
-    size_or_timeout: float
-    adaptive: float
-    deadline: float
-    size_or_timeout_noisy: float
-    deadline_noisy: float
+    baseline_per_s: float
+    adaptive_per_s: float
+    deadline_per_s: float
+    baseline_noise_per_s: float
+    deadline_noise_per_s: float
     setting: str
     requests: int
 
     @property
     def ratio(self) -> float:
         """`deadline` over the yardstick."""
-        return self.deadline / self.size_or_timeout
+        return self.deadline_per_s / self.baseline_per_s
 
     @property
-    def ratio_noisy(self) -> float:
+    def ratio_noise(self) -> float:
         """The same with noise."""
-        return self.deadline_noisy / self.size_or_timeout_noisy
+        return self.deadline_noise_per_s / self.baseline_noise_per_s
 
 
 class _Search:
@@ -129,10 +129,10 @@ class _Search:
         lost = int(np.count_nonzero(measured & ~answered))
         return within >= ATTAINMENT_RATIO_MIN * count and lost <= LOST_RATIO_MAX * count
 
-    def capacity(self, batching: Batching, *, noise_ratio: float = 0.0, guess: float = 0.0) -> float:
-        """Return the highest rate that holds, 0 if none does; the search starts from `guess` if there is one."""
+    def capacity(self, batching: Batching, guess: float, *, noise_ratio: float = 0.0, is_close: bool = True) -> float:
+        """Return the highest rate that holds, 0 if none does; short runs come first unless the guess is close."""
         holds = partial(self.holds, batching, noise_ratio=noise_ratio)
-        return climb(holds, guess or 0.8 * self.cell.rows_per_s_max)
+        return climb(holds, guess if is_close else climb(partial(holds, is_tuning=True), guess) or guess)
 
     def tune(self) -> list[tuple[Batching, float]]:
         """Return the best settings of `size_or_timeout`, best first, with their rates in short runs.
@@ -182,19 +182,18 @@ def measure(cell: Cell) -> Finding:
     """Find all capacities of a cell."""
     search = _Search(cell)
     # Short runs choose, long ones measure: the two best, so that chance in the choice costs the yardstick nothing.
-    measured = [(search.capacity(batching, guess=rate), batching) for batching, rate in search.tune()[:2]]
+    measured = [(search.capacity(batching, rate), batching) for batching, rate in search.tune()[:2]]
     best, setting = max(measured, key=lambda pair: pair[0])
-    deadline = search.capacity(Batching("deadline", size_max=SIZE_MAX), guess=best)
+    by_deadline, by_adapting = Batching("deadline", size_max=SIZE_MAX), Batching("adaptive", size_max=SIZE_MAX)
+    deadline = search.capacity(by_deadline, best, is_close=False)
     return Finding(
-        beta_ratio=cell.beta_ratio,
+        beta_slo_ratio=cell.beta_ratio,
         replicas=cell.replicas,
-        size_or_timeout=best,
-        adaptive=search.capacity(Batching("adaptive", size_max=SIZE_MAX), guess=best),
-        deadline=deadline,
-        size_or_timeout_noisy=search.capacity(setting, noise_ratio=NOISE_RATIO, guess=best),
-        deadline_noisy=search.capacity(
-            Batching("deadline", size_max=SIZE_MAX), noise_ratio=NOISE_RATIO, guess=deadline
-        ),
+        baseline_per_s=best,
+        adaptive_per_s=search.capacity(by_adapting, best, is_close=False),
+        deadline_per_s=deadline,
+        baseline_noise_per_s=search.capacity(setting, best, noise_ratio=NOISE_RATIO),
+        deadline_noise_per_s=search.capacity(by_deadline, deadline, noise_ratio=NOISE_RATIO),
         setting=f"wait {setting.wait_us_max / 1e3:g} ms, {'eager' if setting.eager else 'not eager'},"
         f" size {setting.size_max}",
         requests=search.requests,
@@ -216,13 +215,13 @@ def bench_capacity(cells: list[Cell] | None = None) -> dict[str, Any]:
         for finding in pool.imap_unordered(measure, queue):
             findings.append(finding)
             progress.advance(task)
-    return summarise(sorted(findings, key=lambda finding: (finding.beta_ratio, finding.replicas)))
+    return summarise(sorted(findings, key=lambda finding: (finding.beta_slo_ratio, finding.replicas)))
 
 
 def summarise(findings: list[Finding]) -> dict[str, Any]:
     """Return the report."""
     ratios = [finding.ratio for finding in findings]
-    large = [finding.ratio for finding in findings if finding.beta_ratio >= BETA_RATIO_LARGE]
+    large = [finding.ratio for finding in findings if finding.beta_slo_ratio >= BETA_RATIO_LARGE]
     gain = max(large, default=None)
     return {
         "simulated": True,
@@ -233,10 +232,10 @@ def summarise(findings: list[Finding]) -> dict[str, Any]:
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
         "ratio_max_large_beta": None if gain is None else round(gain, 3),
-        "ratio_noisy_min": round(min(finding.ratio_noisy for finding in findings), 3),
-        "ratio_noisy_max": round(max(finding.ratio_noisy for finding in findings), 3),
+        "ratio_noise_min": round(min(finding.ratio_noise for finding in findings), 3),
+        "ratio_noise_max": round(max(finding.ratio_noise for finding in findings), 3),
         "limits": {"ratio_min": RATIO_MIN, "ratio_max_large_beta": RATIO_SOMEWHERE},
-        "cells": [_describe(finding) for finding in findings],
+        "rows": [_describe(finding) for finding in findings],
         "requests": sum(finding.requests for finding in findings),
         "passed": min(ratios) >= RATIO_MIN and gain is not None and gain >= RATIO_SOMEWHERE,
     }
@@ -244,8 +243,8 @@ def summarise(findings: list[Finding]) -> dict[str, Any]:
 
 def _describe(finding: Finding) -> dict[str, Any]:
     figures = {key: round(value, 1) if isinstance(value, float) else value for key, value in asdict(finding).items()}
-    ratios = {"ratio": round(finding.ratio, 3), "ratio_noisy": round(finding.ratio_noisy, 3)}
-    return {**figures, "beta_ratio": finding.beta_ratio, **ratios}
+    ratios = {"ratio": round(finding.ratio, 3), "ratio_noise": round(finding.ratio_noise, 3)}
+    return {**figures, "beta_slo_ratio": finding.beta_slo_ratio, **ratios}
 
 
 def render(report: dict[str, Any], console: Console) -> None:
@@ -254,15 +253,15 @@ def render(report: dict[str, Any], console: Console) -> None:
     for heading in ("β/SLO", "N", "tuned", "adaptive", "deadline", "ratio", "noisy"):
         table.add_column(heading, justify="right")
     table.add_column("tuned to", no_wrap=True)
-    for cell in report["cells"]:
-        rates = [f"{cell[name]:,.0f}" for name in ("size_or_timeout", "adaptive", "deadline")]
-        ratios = [f"{cell[name]:.2f}" for name in ("ratio", "ratio_noisy")]
-        table.add_row(f"{cell['beta_ratio']:g}", str(cell["replicas"]), *rates, *ratios, cell["setting"])
+    for row in report["rows"]:
+        rates = [f"{row[name]:,.0f}" for name in ("baseline_per_s", "adaptive_per_s", "deadline_per_s")]
+        ratios = [f"{row[name]:.2f}" for name in ("ratio", "ratio_noise")]
+        table.add_row(f"{row['beta_slo_ratio']:g}", str(row["replicas"]), *rates, *ratios, row["setting"])
     console.print(table)
     console.print(
         f"ratio {report['ratio_min']:.2f} to {report['ratio_max']:.2f} (at least {RATIO_MIN:g} everywhere); at"
         f" beta/SLO >= {BETA_RATIO_LARGE:g} up to {report['ratio_max_large_beta'] or 0:.2f} (at least"
-        f" {RATIO_SOMEWHERE:g}); with noise {report['ratio_noisy_min']:.2f} to {report['ratio_noisy_max']:.2f}:"
+        f" {RATIO_SOMEWHERE:g}); with noise {report['ratio_noise_min']:.2f} to {report['ratio_noise_max']:.2f}:"
         f" {'passed' if report['passed'] else 'failed'}"
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 from penstock.adapters.clock import now_us
 from penstock.core.launch import HttpLimits
 from penstock.core.models import Batching, ModelSpec
+from penstock.core.profiles import CostProfile
 from penstock.core.statistics import GatewayStatistics, ModelStatistics
 from penstock.core.tensors import TensorSpec
 from penstock.gateway.batcher import ModelBatcher
@@ -83,7 +84,7 @@ def measure() -> float:
 
     batcher = ModelBatcher(
         SPEC,
-        None,
+        CostProfile.from_line(beta_us=40, alpha_us=1, size_max=256),
         statistics=ModelStatistics(),
         now_us=now_us,
         call_later=never,

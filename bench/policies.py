@@ -55,7 +55,7 @@ def _measure(server: Server, round_s: int) -> dict[str, Any]:
         "valid": report["valid"],
         "lateness_p99_ms": report["generator_lateness_ms"]["p99"],
         "cpu_us_per_request": {
-            name.partition("-")[0].partition(":")[0]: s * 1e6 / requests for name, s in used.items()
+            "gateway" if name.startswith("gateway") else "replica": s * 1e6 / requests for name, s in used.items()
         },
     }
 

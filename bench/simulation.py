@@ -41,21 +41,21 @@ def _measure(scenario: Scenario, cpu_s_min: float) -> dict[str, Any]:
 def bench_simulate(cpu_s_min: float = CPU_S_MIN) -> dict[str, Any]:
     """Simulate every example scenario on one core; return the report."""
     paths = sorted((ROOT / "examples" / "scenarios").glob("*.toml"))
-    scenarios: dict[str, dict[str, Any]] = {}
+    scenarios: list[dict[str, Any]] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for path in progress.track(paths, description="simulate"):
             scenario = read_scenario(path)
             _measure(replace(scenario, duration_us=scenario.duration_us // 10), 0.0)  # caches, imports
-            scenarios[path.stem] = _measure(scenario, cpu_s_min)
-    requests = sum(figures["requests"] for figures in scenarios.values())
-    cpu_s = sum(figures["cpu_s"] for figures in scenarios.values())
+            scenarios.append({"name": path.stem, **_measure(scenario, cpu_s_min)})
+    requests = sum(figures["requests"] for figures in scenarios)
+    cpu_s = sum(figures["cpu_s"] for figures in scenarios)
     per_minute = round(requests / cpu_s * 60)
     return {
         "cores": 1,
         "requests": requests,
         "cpu_s": round(cpu_s, 2),
         "requests_per_minute": per_minute,
-        "requests_per_minute_slowest": min(figures["requests_per_minute"] for figures in scenarios.values()),
+        "requests_per_minute_slowest": min(figures["requests_per_minute"] for figures in scenarios),
         "requests_per_minute_min": REQUESTS_PER_MINUTE_MIN,
         "scenarios": scenarios,
         "passed": per_minute >= REQUESTS_PER_MINUTE_MIN,

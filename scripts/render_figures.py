@@ -7,6 +7,7 @@ Not here: measuring (`bench/run.py`, `bench/peers/run.py`).
 """
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HISTORY = ROOT / "bench" / "history.ndjson"
 README = ROOT / "README.md"
 BATCHING = ROOT / "docs" / "batching.md"
+POLICY = ROOT / "src" / "penstock" / "policy"
 BEGIN = "<!-- figures:begin -->"
 END = "<!-- figures:end -->"
 MISSING = "not measured yet"
@@ -224,23 +226,22 @@ def _write_capacity(results: Record) -> list[str]:
     head = ["β / SLO", "replicas", "`size_or_timeout`", "tuned to", "`adaptive`", "`deadline`", "ratio", "with noise"]
     rows = [
         [
-            f"{cell['beta_ratio']:g}",
+            f"{cell['beta_slo_ratio']:g}",
             str(cell["replicas"]),
-            f"{cell['size_or_timeout']:,.0f}",
+            f"{cell['baseline_per_s']:,.0f}",
             cell["setting"],
-            *(f"{cell[policy]:,.0f}" for policy in ("adaptive", "deadline")),
-            *(f"{cell[ratio]:.2f}" for ratio in ("ratio", "ratio_noisy")),
+            *(f"{cell[name]:,.0f}" for name in ("adaptive_per_s", "deadline_per_s")),
+            *(f"{cell[ratio]:.2f}" for ratio in ("ratio", "ratio_noise")),
         ]
-        for cell in results["cells"]
+        for cell in results["rows"]
     ]
-    return [
-        f"Highest Poisson rate, requests per second, with p95 within {results['slo_ms']:g} ms and at most 1 % failed or shed;"
-        f" α is {results['alpha_ms']:g} ms. Ratio: `deadline` over the tuned `size_or_timeout`,"
+    lead = (
+        f"Highest Poisson rate, requests per second, with p95 within {results['slo_ms']:g} ms and at most 1 % failed or"
+        f" shed; α is {results['alpha_ms']:g} ms. Ratio: `deadline` over the tuned `size_or_timeout`,"
         f" {results['ratio_min']:.2f} to {results['ratio_max']:.2f}. With noise: the same where device times vary by"
-        f" {results['noise_ratio']:.0%}, {results['ratio_noisy_min']:.2f} to {results['ratio_noisy_max']:.2f}.",
-        "",
-        *_table(head, rows),
-    ]
+        f" {results['noise_ratio']:.0%}, {results['ratio_noise_min']:.2f} to {results['ratio_noise_max']:.2f}."
+    )
+    return [lead, "", *_table(head, rows)]
 
 
 def _write_policies(results: Record) -> list[str]:
@@ -255,34 +256,33 @@ def _write_policies(results: Record) -> list[str]:
         ]
         for policy, figures in found.items()
     ]
-    return [
-        f"`digits` at {results['rate']:,} requests per second, one gateway. CPU time per request of `deadline` over that of"
-        f" `size_or_timeout`: {results['cpu_ratio']:.2f}, at most {results['cpu_ratio_max']:.2f} is allowed.",
-        "",
-        *_table(head, rows),
-    ]
+    lead = (
+        f"`digits` at {results['rate']:,} requests per second, one gateway. CPU time of `deadline` over that"
+        f" of `size_or_timeout`: {results['cpu_ratio']:.2f}, at most {results['cpu_ratio_max']:.2f} is allowed."
+    )
+    return [lead, "", *_table(head, rows)]
 
 
 def _write_fidelity(results: Record) -> list[str]:
-    head = ["fleet", "p50 ms, simulated", "live", "p95 ms, simulated", "live", "lost at 1.2, simulated", "live"]
+    head = ["scenario", "p50 ms, simulated", "live", "p95 ms, simulated", "live", "lost at 1.2, simulated", "live"]
     head += ["highest rate, simulated", "live holds 0.95 of it", "1.05 of it", "within limits"]
-    rows = []
-    for fleet in results["fleets"]:
-        runs = {run["of_max"]: run for run in fleet["runs"]}
-        sides = ("simulated", "live")
-        latencies = [_ms(runs[0.7][side][name]) for name in ("p50_ms", "p95_ms") for side in sides]
-        lost = [f"{runs[1.2][side]['lost_ratio']:.1%}" for side in sides]
-        held = ["yes" if runs[of_max]["live"]["slo_held"] else "no" for of_max in (0.95, 1.05)]
-        rate = f"{fleet['rate_max_simulated']:,.0f}"
-        row = [f"{fleet['name']}: {fleet['fleet']}", *latencies, *lost, rate, *held]
-        rows.append([*row, "yes" if fleet["passed"] else "no"])
-    return [
-        f"{results['pairs_passed']} of {results['pairs_compared']} pairs of figures agree within their limits: p50 within 5 %,"
-        f" p95 within 10 %, both at 0.7 of the highest simulated rate; lost, which is failed or shed, within 2 points at"
-        f" 1.2 of it; at 0.95 of it the live server must hold the SLO, at 1.05 it must not.",
-        "",
-        *_table(head, rows),
+    sides = ("simulated", "live")
+    rows = [
+        [
+            f"{scenario['name']}: {scenario['fleet']}",
+            *(_ms(scenario[f"{side}_{name}"]) for name in ("p50_ms", "p95_ms") for side in sides),
+            *(f"{scenario[f'{side}_shed_ratio']:.1%}" for side in sides),
+            f"{scenario['max_rate_simulated_per_s']:,.0f}",
+            *("yes" if scenario[name] else "no" for name in ("held_below", "held_above", "passed")),
+        ]
+        for scenario in results["scenarios"]
     ]
+    lead = (
+        f"{results['pairs_passed']} of {results['pairs_compared']} pairs of figures are within limits: p50 within 5 %,"
+        " p95 within 10 %, both at 0.7 of the highest simulated rate; lost, which is failed or shed, within 2 points at"
+        " 1.2 of it; at 0.95 of it the live server must hold the SLO, at 1.05 it must not."
+    )
+    return [lead, "", *_table(head, rows)]
 
 
 def _write_drill(results: Record) -> list[str]:
@@ -300,8 +300,8 @@ def _write_drill(results: Record) -> list[str]:
 
 def _write_simulate(results: Record) -> list[str]:
     rows = [
-        [f"`{name}`", f"{figures['us_per_request']:.1f}", f"{figures['requests_per_minute']:,}"]
-        for name, figures in results["scenarios"].items()
+        [f"`{scenario['name']}`", f"{scenario['us_per_request']:.1f}", f"{scenario['requests_per_minute']:,}"]
+        for scenario in results["scenarios"]
     ]
     lead = f"{results['requests_per_minute']:,} requests a minute on one core, over all of `examples/scenarios`."
     return [lead, "", *_table(["scenario", "µs per request", "requests a minute"], rows)]
@@ -346,10 +346,41 @@ def replace_reports(text: str, records: dict[str, Record]) -> str:
     return text
 
 
+_CONSTANT = re.compile(r"^\| `([A-Z][A-Z_]+)` \|[^|]*\|[^|]*\|", re.MULTILINE)
+_DEFINITION = r"^{name}(?:: [^=]+)? = "
+
+
+def find_constant(name: str) -> tuple[str, float]:
+    """Return the module of `policy` that defines a constant of this name, as a path, and its value.
+
+    Raises:
+        ValueError: No module does, or several do.
+    """
+    definition = re.compile(_DEFINITION.format(name=name), re.MULTILINE)
+    found = [path for path in sorted(POLICY.glob("*.py")) if definition.search(path.read_text(encoding="utf-8"))]
+    if len(found) != 1:
+        raise ValueError(f"docs/batching.md: expected one module of policy that defines {name}, got {found}")
+    return f"policy/{found[0].name}", getattr(importlib.import_module(f"penstock.policy.{found[0].stem}"), name)
+
+
+def replace_constants(text: str) -> str:
+    """Return `text` with value and module of each constant that a row of a table begins with.
+
+    Raises:
+        ValueError: No module has such a constant.
+    """
+
+    def write(match: re.Match[str]) -> str:
+        path, value = find_constant(match[1])
+        return f"| `{match[1]}` | {value:{',' if isinstance(value, int) else 'g'}} | `{path}` |"
+
+    return _CONSTANT.sub(write, text)
+
+
 def render_batching(page: Path = BATCHING, history: Path = HISTORY) -> str:
     """Return what docs/batching.md should say, outputs of simulations as they stand."""
     lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
-    return replace_reports(page.read_text(encoding="utf-8"), newest_records(lines))
+    return replace_constants(replace_reports(page.read_text(encoding="utf-8"), newest_records(lines)))
 
 
 # What comes of these is the same on any machine; planning takes half a minute of it.

@@ -78,7 +78,8 @@ def test_own_histograms(server: Server) -> None:
     assert metrics.value("penstock_queue_wait_seconds_bucket", model="hazardous", le="+Inf") == reached
     assert metrics.value("penstock_batch_rows_count", model="hazardous") == reached
     assert metrics.value("penstock_batch_rows_sum", model="hazardous") == REQUESTS * ROWS + FAILED
-    assert metrics.value("penstock_batch_closes_total", model="hazardous", reason="idle") == reached
+    assert metrics.value("penstock_batch_closes_total", model="hazardous") == reached
+    assert metrics.value("penstock_tenant_requests_total", model="hazardous", tenant="") == reached
     assert metrics.value("penstock_refusals_total", model="hazardous", reason="invalid") == INVALID
 
 

@@ -20,7 +20,7 @@ MUTATIONS = [
     (PATIENT, Mutation("scheduling", "lead_us = LEAD_US", "lead_us = 1 + LEAD_US")),
     (ADAPTIVE, Mutation("scheduling", "now_us + EXPIRY_INTERVAL_US", "now_us + EXPIRY_INTERVAL_US + 1")),
     (ADAPTIVE, Mutation("scheduling", "alone=entry.attempts > 0)", "alone=False)")),
-    (LATENCY, Mutation("scheduling", "+ BATCH_SHARES[", "+ 2 * BATCH_SHARES[")),
+    (LATENCY, Mutation("filling", "+ self._share * rows_max", "+ 2 * self._share * rows_max")),
     (FAIR, Mutation("scheduling", "self._rates[key].count(entry.rows)", "self._rates[key].count(1)")),
     (PATIENT, Mutation("admission", "if requests >= bounds.req", "if requests > bounds.req")),
     (PATIENT, Mutation("admission", "tenant_requests >= bounds", "tenant_requests > bounds")),

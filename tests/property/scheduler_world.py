@@ -68,6 +68,8 @@ class World:
         gateways: How many gateways replicas report.
 
     Attributes:
+        callers: Those admitted.
+        open: Those of them that have no answer yet, and perhaps some that have had one since time last passed.
         log: Every decision, as numbers.
         device_us: Device time by tenant.
     """
@@ -86,6 +88,7 @@ class World:
         self.size_max = config.batching.size_max if config.is_batched else 1
         self.now_us = 0
         self.callers: list[Caller] = []
+        self.open: list[Caller] = []
         self.devices: list[Device] = []
         self.refusals: list[tuple[Caller, Refusal]] = []
         self.log: list[tuple[object, ...]] = []
@@ -93,6 +96,7 @@ class World:
         self.answered_rows: Counter[tuple[int, str]] = Counter()
         self._time_us = time_us
         self._gateways = gateways
+        self._keys: dict[tuple[str, bool], object] = {}
         self._until_us: int | None = None
 
     # -- what may happen -----------------------------------------------------------------------------------------
@@ -130,6 +134,7 @@ class World:
         if refusal is None:
             assert caller.state is QUEUED
             self.callers.append(caller)
+            self.open.append(caller)
         else:
             assert before == (self.scheduler.requests, self.scheduler.rows, self.scheduler.nbytes)
             self._check_refusal(caller, refusal)
@@ -243,16 +248,17 @@ class World:
         """Return True if this entry's deadline is the model's own, which may be missed a little."""
         slo_us = self.config.slo_us
         return (
-            self.config.batching.policy == "deadline"
-            and slo_us > 0
-            and entry.deadline_us - entry.arrived_us == slo_us
+            self.config.batching.policy == "deadline" and slo_us > 0 and entry.deadline_us - entry.arrived_us == slo_us
         )
 
     def _check_refusal(self, caller: Caller, refusal: Refusal) -> None:
         bounds = self.config.bounds
         assert RETRY_AFTER_US_MIN <= refusal.retry_after_us <= RETRY_AFTER_US_MAX
-        if refusal.reason in (RefusalReason.QUEUE_FULL, RefusalReason.TENANT_FULL):
-            assert self.scheduler.requests >= bounds.requests_max
+        is_full = self.scheduler.requests >= bounds.requests_max
+        if refusal.reason is RefusalReason.QUEUE_FULL:
+            assert is_full
+        elif refusal.reason is RefusalReason.TENANT_FULL:
+            assert is_full or self.scheduler.nbytes + caller.nbytes > bounds.bytes_max
         elif refusal.reason is RefusalReason.QUEUE_BYTES:
             assert self.scheduler.nbytes + caller.nbytes > bounds.bytes_max
         elif refusal.reason is RefusalReason.PREDICTED_LATE:
@@ -281,8 +287,10 @@ class World:
             assert isinstance(entry, Caller)
             assert entry.state is RUNNING
             assert not entry.fates
-            # Tried again, and only then, it has a queue of its own.
-            assert dispatch.key == ((entry.key, "retry") if entry.attempts else entry.key)
+            # Tried again, and only then, it waits in another queue: the same one however often.
+            again = self._keys.setdefault((entry.key, entry.attempts > 0), dispatch.key)
+            assert dispatch.key == again
+            assert (dispatch.key == entry.key) == (not entry.attempts)
             assert dispatch.alone == (entry.attempts > 0 or not self.config.is_batched)
             assert self.is_soft(entry) or not entry.is_tolerated
             if not entry.is_tolerated:
@@ -292,7 +300,8 @@ class World:
                     assert done_us <= entry.deadline_us, "sent although it was known to come too late"
 
     def _check_wait(self, wait: Wait) -> None:
-        waiting = [c for c in self.callers if c.state is QUEUED]
+        self.open = [c for c in self.open if c.state is not DONE]
+        waiting = [c for c in self.open if c.state is QUEUED]
         if not waiting:
             return
         earliest_us = min(c.deadline_us for c in waiting)
@@ -319,10 +328,8 @@ class World:
         assert scheduler.in_flight == len(running)
         assert {id(c) for c in self.callers if c.state is RUNNING} <= {id(e) for e in running}
         assert Counter(c.tenant for c in waiting) == {t: a.waiting for t, a in scheduler.ledger.backlogged.items()}
+        assert scheduler.nbytes == sum(a.nbytes for a in scheduler.ledger.backlogged.values())
         for caller in self.callers:
             assert len(caller.fates) == (caller.state is DONE)
-        assert scheduler.requests <= 2 * self.config.bounds.requests_max + sum(c.attempts for c in waiting) or any(
-            c.queued_us != c.arrived_us for c in waiting
-        )
-        #        assert all(a.virtual_us > -1 for a in scheduler.ledger.accounts.values())
+        assert all(a.virtual_us > -1 for a in scheduler.ledger.accounts.values())
         assert sum(bool(r.ejected_until_us) for r in scheduler.replicas) * 2 <= len(scheduler.replicas)

@@ -43,7 +43,7 @@ def feed_pieces(parser: AnswerParser, pieces: list[bytes]) -> list[Answer]:
 def test_every_cut_gives_the_same_answer(case: tuple[bytes, int, bytes]) -> None:
     """An answer cut in two at any byte equals the whole one, and the parser is ready for the next."""
     data, status, body = case
-    expected = [(status, body, True)]
+    expected = [(status, body, True, -1)]
     parser = AnswerParser()
     assert feed_pieces(parser, [data]) == expected
     for cut in range(1, len(data)):
@@ -57,7 +57,7 @@ def test_a_trickle_gives_the_same_answers(cases: list[tuple[bytes, int, bytes]],
     for data, status, body in cases:
         pieces = [data[at : at + size] for at in range(0, len(data), size)]
         assert feed_pieces(parser, pieces[:-1]) == []
-        assert feed_pieces(parser, pieces[-1:]) == [(status, body, True)]
+        assert feed_pieces(parser, pieces[-1:]) == [(status, body, True, -1)]
 
 
 @given(

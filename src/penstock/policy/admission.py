@@ -45,31 +45,41 @@ class RefusalReason(Enum):
 
 
 def decide_refusal(
-    bounds: QueueBounds, *, requests: int, nbytes: int, request_bytes: int, tenant_requests: int = 0, share: float = 1.0
+    bounds: QueueBounds,
+    *,
+    requests: int,
+    nbytes: int,
+    request_bytes: int,
+    tenant_requests: int = 0,
+    tenant_bytes: int = 0,
+    share: float = 1.0,
 ) -> RefusalReason | None:
     """Decide whether one more request may wait.
 
-    A tenant may have its share of the bound waiting even if others have filled it, so that nobody is kept out by
-    somebody else's backlog; the queue then holds at most twice the bound.
+    A tenant may have its share of a bound waiting even if others have filled it, so that nobody is kept out by
+    somebody else's backlog; but never more than twice a bound waits.
 
     Args:
         bounds: The model's bounds.
         requests: Requests waiting now.
         nbytes: Bytes of their inputs.
         request_bytes: Bytes of the new one's inputs.
-        tenant_requests: Those of them that are of the same tenant.
+        tenant_requests, tenant_bytes: Those of them that are of the same tenant.
         share: The tenant's share among those that wait, itself included, 0-1.
 
     Returns:
         None to admit, else the reason to refuse. A refusal changes nothing.
     """
     if requests >= bounds.requests_max:
-        if share >= 1.0:
+        if share >= 1.0 or requests >= 2 * bounds.requests_max:
             return RefusalReason.QUEUE_FULL
         if tenant_requests >= bounds.requests_max * share:
             return RefusalReason.TENANT_FULL
     if nbytes + request_bytes > bounds.bytes_max:
-        return RefusalReason.QUEUE_BYTES
+        if share >= 1.0 or nbytes + request_bytes > 2 * bounds.bytes_max:
+            return RefusalReason.QUEUE_BYTES
+        if tenant_bytes + request_bytes > bounds.bytes_max * share:
+            return RefusalReason.TENANT_FULL
     return None
 
 

@@ -125,15 +125,19 @@ class Dispatch:
     Attributes:
         estimate: What its predicted time was read from.
         predicted_us: Device time it is expected to take.
+        charged_us: Device time its tenants have been charged.
         is_staged: It was sent behind a running batch.
+        is_uniform: Its entries are of one tenant and one class.
     """
 
     __slots__ = (
         "alone",
+        "charged_us",
         "entries",
         "estimate",
         "id",
         "is_staged",
+        "is_uniform",
         "key",
         "predicted_us",
         "reason",
@@ -164,7 +168,9 @@ class Dispatch:
         self.alone = alone
         self.estimate: ServiceEstimate | None = None
         self.predicted_us = 0
+        self.charged_us = 0
         self.is_staged = False
+        self.is_uniform = False
 
 
 def choose_replica(available: Sequence[Replica], now_us: int, *, gateways: int, chance: Callable[[], float]) -> Replica:

@@ -68,6 +68,7 @@ class QueueView:
         latest_us: The last moment at which one more request could still join without making the first one late.
         size_max: Largest batch now: the model's, or what `adaptive` has learned.
         spaced_us: Before this, batches would leave bunched together.
+        is_sole: There is one replica, or a share of one.
         is_scarce: Replicas barely keep up even with the largest batches that make sense.
     """
 
@@ -82,6 +83,7 @@ class QueueView:
     latest_us: int
     size_max: int
     spaced_us: int
+    is_sole: bool
     is_scarce: bool
 
 
@@ -131,6 +133,9 @@ def _decide_by_deadline(config: Batching, view: QueueView, now_us: int) -> Close
     if config.mode != "throughput":
         if view.rows >= view.target:
             return _CLOSE[CloseReason.ENOUGH]
+        if view.is_sole:
+            # There is no second replica to be evenly spaced with: what the next batch misses waits for all of this one.
+            return _CLOSE[CloseReason.IDLE]
         if view.available > 1 and not view.is_scarce:
             # What arrives next still finds a replica: waiting would cost this request time and save nobody any.
             return _CLOSE[CloseReason.IDLE]

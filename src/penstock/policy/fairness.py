@@ -22,16 +22,17 @@ class Account:
     Attributes:
         weight: Its share of a contended device is weight over the sum of weights of those that wait.
         virtual_us: Device time charged, over weight, µs.
-        waiting: Requests waiting now.
+        waiting, nbytes: Requests waiting now, and the bytes of their inputs.
     """
 
-    __slots__ = ("tenant", "virtual_us", "waiting", "weight")
+    __slots__ = ("nbytes", "tenant", "virtual_us", "waiting", "weight")
 
     def __init__(self, tenant: str, weight: float) -> None:
         self.tenant = tenant
         self.weight = weight
         self.virtual_us = 0.0
         self.waiting = 0
+        self.nbytes = 0
 
 
 class Ledger:
@@ -50,7 +51,7 @@ class Ledger:
         self._top_us = 0.0  # the highest virtual time anybody has had
         self._level_us = 0.0  # that, when last nobody waited: all who came since begin at least there
 
-    def enter(self, tenant: str) -> Account:
+    def enter(self, tenant: str, nbytes: int = 0) -> Account:
         """A request of this tenant begins to wait."""
         account = self.accounts.get(tenant)
         if account is None:
@@ -65,12 +66,14 @@ class Ledger:
             account.virtual_us = max(account.virtual_us, level_us)
             self.backlogged[tenant] = account
         account.waiting += 1
+        account.nbytes += nbytes
         return account
 
-    def leave(self, tenant: str) -> None:
-        """A request of this tenant waits no longer."""
+    def leave(self, tenant: str, nbytes: int = 0, requests: int = 1) -> None:
+        """So many requests of this tenant, with so many bytes in all, wait no longer."""
         account = self.backlogged[tenant]
-        account.waiting -= 1
+        account.waiting -= requests
+        account.nbytes -= nbytes
         if not account.waiting:
             del self.backlogged[tenant]
 

@@ -38,6 +38,7 @@ class ServiceEstimate:
 
     Attributes:
         typical: The profile by typical times; `alpha_us` and `beta_us` are its line.
+        ample_us: Whoever has this long, and at most a batch in front of it, is done in time without a doubt.
         spread: The slowest over the typical execution, at the size where that is largest.
         is_usable: Enough is known, and it varies little enough, to predict by.
     """
@@ -49,6 +50,7 @@ class ServiceEstimate:
         "_sizes",
         "_tail",
         "alpha_us",
+        "ample_us",
         "beta_us",
         "is_usable",
         "spread",
@@ -56,6 +58,7 @@ class ServiceEstimate:
     )
 
     typical: CostProfile
+    ample_us: int
     alpha_us: float
     beta_us: float
 
@@ -71,6 +74,8 @@ class ServiceEstimate:
     def _set(self, typical: CostProfile, tail: CostProfile | None) -> None:
         self.typical = typical
         self._tail = tail or typical
+        # Two batches that a replica holds, and the one after: times the slowest of each, with one to spare.
+        self.ample_us = 4 * self._tail.time_us(self._sizes[-1])
         self.alpha_us = typical.alpha_us
         self.beta_us = typical.beta_us
 

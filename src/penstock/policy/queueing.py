@@ -10,6 +10,7 @@ from enum import IntEnum
 from heapq import heapify, heappop, heappush
 
 from penstock.policy.profiling import ServiceEstimate
+from penstock.policy.rates import ArrivalRate
 
 __all__ = [
     "BATCH",
@@ -192,34 +193,43 @@ class SignatureQueue:
     Args:
         key: What its entries have in common.
         estimate: What batches of it cost.
+        now_us: When it is made.
         alone: Each entry travels by itself.
 
     Attributes:
         lanes: By (class, tenant). Empty ones stay until `sweep`.
+        rate: At which rows arrive.
         requests, rows: Waiting now, all lanes together.
     """
 
-    __slots__ = ("alone", "estimate", "key", "lanes", "requests", "rows")
+    __slots__ = ("_lane", "alone", "estimate", "key", "lanes", "rate", "requests", "rows")
 
-    def __init__(self, key: object, estimate: ServiceEstimate, *, alone: bool) -> None:
+    def __init__(self, key: object, estimate: ServiceEstimate, now_us: int, *, alone: bool) -> None:
         self.key = key
         self.estimate = estimate
+        self.rate = ArrivalRate(now_us)
         self.alone = alone
         self.lanes: dict[tuple[RequestClass, str], Lane] = {}
+        self._lane: Lane | None = None
         self.requests = 0
         self.rows = 0
 
     def lane(self, request_class: RequestClass, tenant: str) -> Lane:
         """Return the lane of this class and tenant, made if need be."""
+        lane = self._lane  # most requests are for the lane of the one before, and an enum is slow to hash
+        if lane is not None and lane.request_class is request_class and lane.tenant == tenant:
+            return lane
         key = (request_class, tenant)
         lane = self.lanes.get(key)
         if lane is None:
             lane = self.lanes[key] = Lane(self, request_class, tenant)
+        self._lane = lane
         return lane
 
     def sweep(self) -> None:
         """Forget lanes that are empty."""
         self.lanes = {key: lane for key, lane in self.lanes.items() if lane.requests}
+        self._lane = None
 
     def heads(self) -> list[Entry]:
         """Return the head of every lane that holds something."""

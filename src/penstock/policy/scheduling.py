@@ -10,6 +10,7 @@ Not here: the rules themselves (`batching.py`, `admission.py`, `fairness.py`, `b
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from penstock.core.models import Batching, ModelSpec, QueueBounds
 from penstock.core.profiles import CostProfile
@@ -36,8 +37,11 @@ from penstock.policy.batching import (
     plan_target,
 )
 from penstock.policy.fairness import Ledger
+from penstock.policy.filling import BatchFiller
+from penstock.policy.pressure import MARGIN_RATIO_MAX, Pressure
 from penstock.policy.profiling import ServiceEstimate
-from penstock.policy.queueing import BATCH, DONE, INTERACTIVE, QUEUED, RUNNING, Entry, Lane, SignatureQueue
+from penstock.policy.queueing import BATCH, DONE, QUEUED, RUNNING, Entry, SignatureQueue
+from penstock.policy.rates import DrainRate
 
 __all__ = ["Dispatch", "Drop", "Lost", "Refusal", "Scheduler", "SchedulerConfig", "Served", "Wait"]
 
@@ -49,12 +53,6 @@ LANES_MAX = 4_096
 # Deadlines are looked for among all that waits at most this often: under overload one passes in every turn of the
 # event loop. A request is never executed after its deadline, but may be told so this much later.
 EXPIRY_INTERVAL_US = 2_000
-# The drain rate behind Retry-After is counted over windows of this length.
-DRAIN_WINDOW_US = 1_000_000
-# Arrivals are counted over windows of this length, and the rate is their average over about ten of them: it follows a
-# step in a tenth of a second, and at 1,000 rows per second is known to about a tenth.
-RATE_WINDOW_US = 10_000
-RATE_MEMORY_US = 100_000
 # The batch behind a running one is sent this much before that one is done, beyond the measured way there: timers of
 # an event loop count milliseconds, and a replica should not stand idle for one.
 LEAD_US = 1_000
@@ -62,33 +60,16 @@ LEAD_US = 1_000
 SLOW_RATIO = 1.25
 # Weight of the newest batch in the measured way to a replica and back.
 OVERHEAD_WEIGHT = 0.1
-# An SLO is kept if 95 % of answers are in time: as long as no more than this part is late and next to none is refused,
-# a request that is late by the model's own SLO is still answered. A deadline that the caller named is never passed.
-LATE_RATIO_MAX = 0.045
-SHED_RATIO_MAX = 0.02
-# Predictions err. Each request that is dropped although it was admitted adds this part of a batch's time to the margin
-# by which later ones must be in time; each one refused takes back a small part of that, so that only few of
-# those not served has waited.
-MARGIN_STEP_RATIO = 0.02
-DROPS_PER_REFUSAL = 0.004
-# The margin is at most this part of a batch's time.
-MARGIN_RATIO_MAX = 0.5
-# From this part of requests not served on it is taken to be overload, not chance.
-OVERLOAD_RATIO = 0.1
-# And at once when arrivals, as averaged here, exceed what can be carried by this much: about their standard error.
+# It is overload, too, when arrivals exceed what can be carried by this much: about the error of their rate.
 OVERRUN_RATIO = 1.1
 # One that is predicted to be late by the model's own SLO is let in all the same while that is allowed, if it is late by
 # no more than this part of it: predictions err, and the queue may be shorter than it looks.
 LATE_SLO_PART = 12
-# Those parts are averaged over about this many requests.
-RATIO_MEMORY = 500
 # While requests are refused as predicted late although a replica is idle, one is let through this often: only
 # executions can correct an estimate that is too high.
 PROBE_INTERVAL_US = 100_000
 # Of the SLO, the queue delay that the concurrency limit aims at (Breakwater: 40 %).
 DELAY_TARGET_RATIO = 0.4
-# The least part of a contended batch that requests of class `batch` get, by mode: what bounds their wait.
-BATCH_SHARES = {"latency": 0.1, "fair": 0.3, "throughput": 0.5}
 # A batch of only class `batch` takes at most this part of the SLO, so that an interactive request finds a replica.
 BATCH_CLASS_RATIO = 1 / 3
 
@@ -177,30 +158,13 @@ class Served:
     gateways: int = 1
 
 
+class _Retry(NamedTuple):
+    """The key under which entries of a key are tried again, each alone."""
+
+    key: object
+
+
 _WAIT_FOR_CHANGE = Wait(None)
-
-
-class _Rate:
-    """Rows per µs of one queue, averaged over about `RATE_MEMORY_US`."""
-
-    __slots__ = ("_count", "_from_us", "value")
-
-    def __init__(self, now_us: int) -> None:
-        self.value = 0.0
-        self._count = 0
-        self._from_us = now_us
-
-    def count(self, rows: int) -> None:
-        self._count += rows
-
-    def fold(self, now_us: int) -> float:
-        elapsed_us = now_us - self._from_us
-        if elapsed_us >= RATE_WINDOW_US:
-            weight = min(elapsed_us / RATE_MEMORY_US, 1.0)
-            self.value += weight * (self._count / elapsed_us - self.value)
-            self._count = 0
-            self._from_us = now_us
-        return self.value
 
 
 class Scheduler:
@@ -248,19 +212,17 @@ class Scheduler:
         self._chance = chance
         self._policy = config.batching.policy
         self._queues: dict[object, SignatureQueue] = {}
-        self._rates: dict[object, _Rate] = {}
         self._next_id = 1
         self._pending: Dispatch | None = None  # decided together with a Drop, which goes first
         self._expiry_us = 0  # no queued entry expires before this; 0 if none is queued
         self._gateways = 1
         self._sent_us = 0  # when the last batch left
         self._overhead_us = 0.0
-        self._late_ratio = self._shed_ratio = 0.0
-        # By which a prediction must be in time under overload, learned from who had to be dropped after all.
-        self._margin_us = MARGIN_RATIO_MAX / 2 * self.estimates[""].time_us(self._size_max)
+        self._pressure = Pressure(self.estimates[""].time_us(self._size_max))
+        self._filler = BatchFiller(config.batching.mode, self.ledger)
+        self._drain = DrainRate()
         self._probed_us = 0
-        self._owed_rows = 0.0  # what class `batch` has been promised of contended batches and not had yet
-        self._drained_before = self._drained = self._window_us = 0
+        self._batch_waiting = 0  # requests of class `batch`
         self._adaptive = AdaptiveSize(self._size_max, config.slo_us) if self._policy == "adaptive" else None
         self._delay_limit = DelayLimit(
             max(round((config.slo_us or config.timeout_us) * DELAY_TARGET_RATIO), 1), 2 * config.bounds.requests_max
@@ -327,6 +289,7 @@ class Scheduler:
                 nbytes=self.nbytes,
                 request_bytes=entry.nbytes,
                 tenant_requests=account.waiting if account else 0,
+                tenant_bytes=account.nbytes if account else 0,
                 share=self.ledger.share(tenant),
             )
             if reason is not None:
@@ -336,23 +299,25 @@ class Scheduler:
             queue = self._make_queue(key, entry, now_us, alone=not self.config.is_batched)
             if queue is None:
                 return self._refuse(RefusalReason.QUEUE_FULL, now_us)
-        self._rates[key].count(entry.rows)
+        queue.rate.arrived += entry.rows
         if self._policy == "deadline":
-            if not queue.estimate.is_usable:
+            estimate = queue.estimate
+            if not estimate.is_usable:
                 if self.requests + self.in_flight >= self._delay_limit.limit:
                     return self._refuse(RefusalReason.CONCURRENCY, now_us)
-            elif self.replicas:
+            elif (self.rows > self._size_max or entry.deadline_us - now_us < estimate.ample_us) and self.replicas:
                 refusal = self._refuse_late(entry, queue, now_us)
                 if refusal is not None:
                     return refusal
-        self._shed_ratio -= self._shed_ratio / RATIO_MEMORY
+        if self._pressure.shed_ratio:
+            self._pressure.count_admitted()
         self._enter(queue, entry, now_us)
         return None
 
     def _requeue(self, entry: Entry, key: object, now_us: int, *, alone: bool) -> None:
         """An entry that was sent must be sent again. It is never refused for want of room."""
-        if alone:
-            key = (key, "retry")
+        if alone and not isinstance(key, _Retry):
+            key = _Retry(key)
         queue = self._queues.get(key)
         if queue is None:
             queue = self._make_queue(key, entry, now_us, alone=alone or not self.config.is_batched, is_bounded=False)
@@ -364,7 +329,8 @@ class Scheduler:
             queue.sweep()
         entry.queued_us = now_us
         queue.lane(entry.request_class, entry.tenant).push(entry)
-        self.ledger.enter(entry.tenant)
+        self.ledger.enter(entry.tenant, entry.nbytes)
+        self._batch_waiting += entry.request_class is BATCH
         self.requests += 1
         self.rows += entry.rows
         self.nbytes += entry.nbytes
@@ -376,19 +342,17 @@ class Scheduler:
     ) -> SignatureQueue | None:
         if len(self._queues) >= SIGNATURES_MAX:
             self._queues = {k: q for k, q in self._queues.items() if q.requests}
-            self._rates = {k: r for k, r in self._rates.items() if k in self._queues}
             if is_bounded and len(self._queues) >= SIGNATURES_MAX:
                 return None
         bucket = "" if self._bucket_of is None else self._bucket_of(entry)
         estimate = self.estimates.get(bucket)
         if estimate is None:
             estimate = self.estimates[bucket] = ServiceEstimate(self._profile, self._size_max)
-        queue = self._queues[key] = SignatureQueue(key, estimate, alone=alone)
-        self._rates[key] = _Rate(now_us)
+        queue = self._queues[key] = SignatureQueue(key, estimate, now_us, alone=alone)
         return queue
 
     def _refuse(self, reason: RefusalReason, now_us: int, *, predicted_us: int = 0, excess_us: int = 0) -> Refusal:
-        self._shed_ratio += (1 - self._shed_ratio) / RATIO_MEMORY
+        self._pressure.count_shed()
         if predicted_us:
             # It would have been in time had it come so much later; spread, lest all come back at once.
             retry_us = round(excess_us * (1 + self._chance()))
@@ -398,19 +362,11 @@ class Scheduler:
         return Refusal(reason, retry_us, predicted_us)
 
     def _retry_after_us(self, now_us: int) -> int:
-        window_us = max(now_us - self._window_us, 1) + (DRAIN_WINDOW_US if self._drained_before else 0)
-        return estimate_retry_after_us(
-            requests=max(self.requests, 1), drained=self._drained + self._drained_before, window_us=window_us
-        )
+        drained, window_us = self._drain.read(now_us)
+        return estimate_retry_after_us(requests=max(self.requests, 1), drained=drained, window_us=window_us)
 
     def _refuse_late(self, entry: Entry, queue: SignatureQueue, now_us: int) -> Refusal | None:
-        slack_us = entry.deadline_us - now_us
-        size_max = self._size_max
         estimate = queue.estimate
-        rows_ahead = self.rows
-        # A replica holds at most two batches and this one would be the third.
-        if rows_ahead <= size_max and slack_us > 4 * estimate.tail_us(size_max):
-            return None
         allowed_us = entry.deadline_us - entry.arrived_us
         batch_rows = first_rows = 1 if queue.alone else self._sustainable_rows(estimate, allowed_us)
         free_us = sorted([max(r.free_us, r.ejected_until_us, now_us) for r in self.replicas])
@@ -421,11 +377,11 @@ class Scheduler:
             completion_us = free_us[0] + overhead_us + estimate.time_us(batch_rows)
         else:
             margin_us = overhead_us
-            is_shedding = self._shed_ratio > OVERLOAD_RATIO or self._is_overrun(queue)
+            is_shedding = self._is_overload(queue)
             if is_shedding:
                 # There is more work than can be done: better refused now than dropped when it has waited. But never so
                 # early that replicas could run out of work.
-                margin_us += round(min(self._margin_us, MARGIN_RATIO_MAX * estimate.time_us(batch_rows)))
+                margin_us += round(min(self._pressure.margin_us, MARGIN_RATIO_MAX * estimate.time_us(batch_rows)))
             if queue.requests and not queue.alone:
                 room_us = min([e.deadline_us for e in queue.heads()]) - free_us[0] - margin_us
                 first_rows = self._rows_within(estimate, room_us)
@@ -450,15 +406,15 @@ class Scheduler:
             return None
         predicted_us = completion_us - entry.arrived_us
         excess_us = completion_us - entry.deadline_us
-        self._margin_us = max(
-            self._margin_us - MARGIN_STEP_RATIO * DROPS_PER_REFUSAL * estimate.time_us(batch_rows), 0.0
-        )
+        self._pressure.narrow(estimate.time_us(batch_rows))
         return self._refuse(RefusalReason.PREDICTED_LATE, now_us, predicted_us=predicted_us, excess_us=excess_us)
 
-    def _is_overrun(self, queue: SignatureQueue) -> bool:
-        """Return True if more arrives than replicas carry with the largest batches, beyond what may be chance."""
+    def _is_overload(self, queue: SignatureQueue) -> bool:
+        """Return True if more is asked for than can be done: by what is refused, or sooner, by what arrives."""
+        if self._pressure.is_overload:
+            return True
         carried = self._speed() * self._size_max / queue.estimate.time_us(self._size_max)
-        return self._rates[queue.key].value > OVERRUN_RATIO * carried
+        return queue.rate.value > OVERRUN_RATIO * carried
 
     def _rows_ahead(self, entry: Entry) -> tuple[int, float]:
         """Return the rows of an entry's tenant that are served before it, and the tenant's share of the replicas."""
@@ -487,14 +443,14 @@ class Scheduler:
         for entry in entries:
             self.abandon(entry)
         self._queues.clear()
-        self._rates.clear()
         return entries
 
     def _left(self, entry: Entry) -> None:
         self.requests -= 1
         self.rows -= entry.rows
         self.nbytes -= entry.nbytes
-        self.ledger.leave(entry.tenant)
+        self.ledger.leave(entry.tenant, entry.nbytes)
+        self._batch_waiting -= entry.request_class is BATCH
 
     # -- out -----------------------------------------------------------------------------------------------------
 
@@ -527,13 +483,10 @@ class Scheduler:
         queue, view, reason = best
         replica = choose_replica(available, now_us, gateways=self._gateways, chance=self._chance)
         dropped, entries = self._take(queue, view, replica, now_us)
-        reason_dropped = RefusalReason.DROPPED
-        if self._policy != "deadline":
-            reason_dropped = RefusalReason.EXPIRED
-        elif dropped and (self._shed_ratio > OVERLOAD_RATIO or self._is_overrun(queue)):
-            step_us = MARGIN_STEP_RATIO * queue.estimate.time_us(max(len(entries), 1))
-            margin_us_max = MARGIN_RATIO_MAX * queue.estimate.time_us(self._size_max)
-            self._margin_us = min(self._margin_us + step_us * len(dropped), margin_us_max)
+        reason_dropped = RefusalReason.DROPPED if self._policy == "deadline" else RefusalReason.EXPIRED
+        if dropped and self._policy == "deadline" and self._is_overload(queue):
+            time_us = queue.estimate.time_us
+            self._pressure.widen(len(dropped), time_us(max(len(entries), 1)), time_us(self._size_max))
         if entries:
             dispatch = self._send(queue, view, replica, entries, reason, now_us)
             if not dropped:
@@ -542,21 +495,38 @@ class Scheduler:
         return Drop(dropped, reason_dropped, self._retry_after_us(now_us))
 
     def _find_due(self, available: list[Replica], now_us: int) -> tuple[SignatureQueue, QueueView, CloseReason] | Wait:
-        """Return the queue with the earliest deadline among those whose batch should leave now, else when to ask."""
+        """Return the queue whose turn it is among those whose batch should leave now, else when to ask again."""
         idle = sum([not r.in_flight for r in available])
         until_us: int | None = None
-        best: tuple[SignatureQueue, QueueView, CloseReason] | None = None
+        due: list[tuple[SignatureQueue, QueueView, CloseReason]] = []
         for queue in self._queues.values():
             if not queue.requests:
                 continue
             view = self._view(queue, available, idle, now_us)
             decision = decide_close(self.config.batching, view, now_us=now_us)
-            if isinstance(decision, Wait):
-                if decision.until_us is not None and (until_us is None or decision.until_us < until_us):
-                    until_us = decision.until_us
-            elif best is None or view.deadline_us < best[1].deadline_us:
-                best = (queue, view, decision.reason)
-        return Wait(until_us) if best is None else best
+            if not isinstance(decision, Wait):
+                due.append((queue, view, decision.reason))
+            elif decision.until_us is not None and (until_us is None or decision.until_us < until_us):
+                until_us = decision.until_us
+        if not due:
+            return Wait(until_us)
+        return due[0] if len(due) == 1 else min(due, key=self._turn)
+
+    def _turn(self, due: tuple[SignatureQueue, QueueView, CloseReason]) -> tuple[bool, float, int]:
+        """Rank a queue among those that could go next, the least first.
+
+        What class `batch` is owed goes first. While tenants contend the queue of the one furthest behind follows: its
+        requests may be of another shape than the others', and share no batch with them. Then the earliest deadline.
+        """
+        queue, view, _ = due
+        lanes = [lane for lane in queue.lanes.values() if lane.requests]
+        is_owed = self._filler.owed_rows >= min(queue.rows, view.size_max) and all(
+            lane.request_class == BATCH for lane in lanes
+        )
+        behind_us = 0.0
+        if len(self.ledger.backlogged) > 1:
+            behind_us = min([self.ledger.backlogged[lane.tenant].virtual_us for lane in lanes])
+        return not is_owed, behind_us, view.deadline_us
 
     def _find_available(self, now_us: int) -> tuple[list[Replica], int | None]:
         """Return the replicas that can take a batch now, and when the next one can."""
@@ -600,10 +570,12 @@ class Scheduler:
             estimate = queue.estimate
             speed = self._speed()
             limit = self._sustainable_rows(estimate, first.deadline_us - first.arrived_us)
-            if self.config.slo_us and all(e.request_class == BATCH for e in heads):
+            is_batch_class = all(e.request_class == BATCH for e in heads)
+            if self.config.slo_us and is_batch_class:
                 limit = self._rows_within(estimate, self.config.slo_us * BATCH_CLASS_RATIO)
-            size_max = min(size_max, max(limit, 1)) if self.config.batching.mode == "throughput" else size_max
-            rate = self._rates[queue.key].fold(now_us)
+            if is_batch_class or self.config.batching.mode == "throughput":
+                size_max = min(size_max, limit)
+            rate = queue.rate.fold(now_us)
             busy = 1
             if len(self._queues) > 1:
                 # Queues take turns: each gets batches as large as their turns are far apart.
@@ -617,7 +589,7 @@ class Scheduler:
             )
             latest_us = first.deadline_us - estimate.tail_us(min(queue.rows + 1, size_max)) - GUARD_US
             latest_us -= round(self._overhead_us)
-            if queue.rows > size_max and speed >= 2 and self._shed_ratio > OVERLOAD_RATIO:
+            if queue.rows > size_max and speed >= 2 and self._pressure.is_overload:
                 spaced_us = self._sent_us + round(SPACING_RATIO * estimate.time_us(size_max) / speed)
         return QueueView(
             rows=queue.rows,
@@ -631,6 +603,7 @@ class Scheduler:
             latest_us=latest_us,
             size_max=size_max,
             spaced_us=spaced_us,
+            is_sole=self._speed() < 2,
             is_scarce=target > 1 and target >= limit,
         )
 
@@ -650,106 +623,87 @@ class Scheduler:
         entries: list[Entry] = []
         if self._policy != "deadline":
             dropped = self._pop_until(queue, now_us)
-            self._pick(queue, rows_max, now_us, entries)
+            self._fill(queue, rows_max, now_us, entries)
             return dropped, entries
         estimate = queue.estimate
         start_us = max(now_us, replica.free_us) + round(self._overhead_us)
         slowness = replica.slowness
-        rows = min(queue.rows, rows_max)
+        rows = max(min(queue.rows, rows_max), *[e.rows for e in queue.heads()])
         if view.deadline_us >= start_us + estimate.safe_us(rows) * slowness:  # the whole batch, and all in time
-            self._pick(queue, rows_max, now_us, entries)
+            self._fill(queue, rows_max, now_us, entries)
             return [], entries
         floor = view.target
         if self._speed() < 2:
             floor = min(-int(-floor * SOLE_REPLICA_RATIO // 1), self._size_max)
         floor = max(min(rows, floor), 1)
-        dropped, first_us = self._screen(queue, start_us, slowness, floor, entries)
+        dropped, first_us, floor = self._screen(queue, start_us, slowness, floor, entries)
         rows = min(queue.rows + sum([e.rows for e in entries]), rows_max)
         while rows > floor and first_us < start_us + estimate.safe_us(rows) * slowness:
             rows -= 1
-        self._pick(queue, rows, now_us, entries)
+        self._fill(queue, rows, now_us, entries)
         return dropped, entries
 
     def _screen(
         self, queue: SignatureQueue, start_us: int, slowness: float, floor: int, entries: list[Entry]
-    ) -> tuple[list[Entry], int]:
+    ) -> tuple[list[Entry], int, int]:
         """Sort out who cannot be done in a batch that begins at `start_us` and is large enough.
 
         Large enough is `floor`, or what is left without those sorted out: for less nobody need go.
         Those who are late by the model's own SLO stay while it is kept without them; they go first into the batch.
 
         Returns:
-            Who is dropped, and the earliest deadline of those who can be in time.
+            Who is dropped, the earliest deadline of those who can be in time, and the rows for which they can.
         """
         dropped: list[Entry] = []
         first_us = 1 << 62
         late_rows = 0
+        rows_kept = floor
         for lane in queue.lanes.values():
             while (head := lane.head()) is not None:
                 rows = max(min(floor, queue.rows + late_rows - head.rows), head.rows)
                 if head.deadline_us >= start_us + queue.estimate.safe_us(rows) * slowness:
                     first_us = min(first_us, head.deadline_us)
+                    rows_kept = min(rows_kept, rows)
                     break
                 lane.pop()
                 if late_rows + head.rows <= floor and self._is_lateness_allowed(head):
                     late_rows += head.rows
                     head.is_tolerated = True
-                    self._late_ratio += (1 - self._late_ratio) / RATIO_MEMORY
+                    self._pressure.count_served(1, late=1)
                     entries.append(head)
                     continue
                 self._left(head)
                 head.state = DONE
-                self._shed_ratio += (1 - self._shed_ratio) / RATIO_MEMORY
+                self._pressure.count_shed()
                 dropped.append(head)
-        return dropped, first_us
+        return dropped, first_us, rows_kept
 
     def _is_lateness_allowed(self, entry: Entry) -> bool:
         slo_us = self.config.slo_us
-        return (
-            bool(slo_us)
-            and entry.deadline_us - entry.arrived_us == slo_us
-            and self._late_ratio < LATE_RATIO_MAX
-            and self._shed_ratio < SHED_RATIO_MAX
-        )
+        return bool(slo_us) and entry.deadline_us - entry.arrived_us == slo_us and self._pressure.is_lateness_allowed
 
-    def _pick(self, queue: SignatureQueue, rows_max: int, now_us: int, entries: list[Entry]) -> None:
-        """Fill a batch up to `rows_max` rows: by deadline if all fit or one tenant waits, else by shares."""
-        rows_max -= sum([e.rows for e in entries])
-        lanes = [lane for lane in queue.lanes.values() if lane.requests]
-        if len(lanes) == 1:
-            _draw(lanes, rows_max, entries)
-        elif queue.rows <= rows_max:
-            for lane in lanes:
-                rows_max -= _draw([lane], rows_max, entries)
-        else:
-            self._pick_by_class(lanes, rows_max, entries)
+    def _fill(self, queue: SignatureQueue, rows_max: int, now_us: int, entries: list[Entry]) -> None:
+        """Fill a batch up to `rows_max` rows, those that are in it already included; from here on it runs."""
+        self._filler.fill(queue, rows_max - sum([e.rows for e in entries]), entries)
+        if len(self.ledger.backlogged) == 1:
+            nbytes = rows = batch = 0
+            for entry in entries:
+                entry.state = RUNNING
+                entry.sent_us = now_us
+                rows += entry.rows
+                nbytes += entry.nbytes
+                batch += entry.request_class is BATCH
+            if entries:
+                self.requests -= len(entries)
+                self.rows -= rows
+                self.nbytes -= nbytes
+                self._batch_waiting -= batch
+                self.ledger.leave(entries[0].tenant, nbytes, len(entries))
+            return
         for entry in entries:
             self._left(entry)
             entry.state = RUNNING
             entry.sent_us = now_us
-
-    def _pick_by_class(self, lanes: list[Lane], rows_max: int, entries: list[Entry]) -> None:
-        interactive = [lane for lane in lanes if lane.request_class == INTERACTIVE]
-        batch = [lane for lane in lanes if lane.request_class == BATCH]
-        if not interactive or not batch:
-            self._pick_by_tenant(lanes, rows_max, entries)
-            return
-        self._owed_rows = min(self._owed_rows + BATCH_SHARES[self.config.batching.mode] * rows_max, 2.0 * rows_max)
-        reserved = min(int(self._owed_rows), sum(lane.rows for lane in batch), rows_max)
-        rows = self._pick_by_tenant(interactive, rows_max - reserved, entries)
-        rows = self._pick_by_tenant(batch, rows_max - rows, entries)
-        self._owed_rows = max(self._owed_rows - rows, 0.0)
-
-    def _pick_by_tenant(self, lanes: list[Lane], rows_max: int, entries: list[Entry]) -> int:
-        """Take up to `rows_max` rows from lanes of one class; return how many."""
-        if rows_max <= 0:
-            return 0
-        if len(lanes) == 1 or sum(lane.rows for lane in lanes) <= rows_max:
-            return _draw(lanes, rows_max, entries)
-        row_us = lanes[0].queue.estimate.time_us(rows_max) / rows_max
-        allowances = self.ledger.allowances(rows_max, max(row_us, 1e-3))
-        rows = _draw(lanes, rows_max, entries, allowances)
-        return rows + _draw(lanes, rows_max - rows, entries)
 
     def _send(
         self,
@@ -773,9 +727,12 @@ class Scheduler:
         replica.in_flight.append(dispatch)
         start_us = max(now_us + round(self._overhead_us / 2), replica.free_us)
         replica.free_us = start_us + dispatch.predicted_us
+        first = entries[0].lane
+        dispatch.is_uniform = len(queue.lanes) == 1 or all(entry.lane is first for entry in entries)
         self.in_flight += len(entries)
         self._charge(dispatch, dispatch.predicted_us)
-        self._count_drained(len(entries), now_us)
+        self._owe(dispatch)
+        self._drain.count(len(entries), now_us)
         if not queue.estimate.is_usable:
             self._delay_limit.observe(now_us - view.oldest_us, self.requests + self.in_flight, now_us)
         return dispatch
@@ -822,9 +779,10 @@ class Scheduler:
         if is_first or not replica.in_flight:
             ahead_us = sum([d.predicted_us for d in replica.in_flight])
             replica.free_us = now_us + max(ahead_us, served.backlog_us)
-        for entry in dispatch.entries:
-            if not entry.is_tolerated:  # who is has been counted
-                self._late_ratio += ((now_us > entry.deadline_us) - self._late_ratio) / RATIO_MEMORY
+        # Those tolerated have been counted.
+        counted = [now_us > entry.deadline_us for entry in dispatch.entries if not entry.is_tolerated]
+        if counted:
+            self._pressure.count_served(len(counted), late=sum(counted))
         if self._adaptive is not None:
             self._adaptive.observe(dispatch.rows, served.service_us)
 
@@ -850,7 +808,7 @@ class Scheduler:
     def _settle(self, dispatch: Dispatch, service_us: int) -> None:
         """Correct what tenants were charged when the batch was sent by what it took."""
         self.in_flight -= len(dispatch.entries)
-        self._charge(dispatch, service_us - dispatch.predicted_us)
+        self._charge(dispatch, service_us - dispatch.charged_us)
 
     def _charge(self, dispatch: Dispatch, device_us: int) -> None:
         if not device_us:
@@ -858,17 +816,16 @@ class Scheduler:
         ledger = self.ledger
         if len(ledger.accounts) == 1:
             return  # nobody to be fair to; with a second tenant all begin level
+        dispatch.charged_us += device_us
         row_us = device_us / dispatch.rows
         for entry in dispatch.entries:
             ledger.charge(entry.tenant, row_us * entry.rows)
 
-    def _count_drained(self, requests: int, now_us: int) -> None:
-        if now_us - self._window_us >= DRAIN_WINDOW_US:
-            is_adjacent = now_us - self._window_us < 2 * DRAIN_WINDOW_US
-            self._drained_before = self._drained if is_adjacent else 0
-            self._drained = 0
-            self._window_us = now_us
-        self._drained += requests
+    def _owe(self, dispatch: Dispatch) -> None:
+        """Note what class `batch` got of a batch and what it should have got, while some of it waits."""
+        if self._batch_waiting or not dispatch.is_uniform or dispatch.entries[0].request_class is BATCH:
+            batch_rows = sum([e.rows for e in dispatch.entries if e.request_class == BATCH])
+            self._filler.owe(dispatch.rows, batch_rows, is_waiting=self._batch_waiting > 0)
 
 
 def _count_begun(held: list[Dispatch], rows_max: int) -> int:
@@ -887,43 +844,3 @@ def _count_begun(held: list[Dispatch], rows_max: int) -> int:
 
 def _deadline_of(entry: Entry) -> int:
     return entry.deadline_us
-
-
-def _draw(lanes: list[Lane], rows_max: int, entries: list[Entry], allowances: dict[str, float] | None = None) -> int:
-    """Move entries from lanes into a batch, the earliest deadline first; return how many rows.
-
-    Stops at `rows_max` rows or at the first entry that does not fit; a first entry larger than that travels anyway.
-    With allowances, a lane stops when its tenant has had its own.
-    """
-    rows = 0
-    if len(lanes) == 1 and allowances is None:
-        lane = lanes[0]
-        while rows < rows_max and (head := lane.head()) is not None:
-            if rows + head.rows > rows_max and (rows or entries):
-                break
-            entries.append(lane.pop())
-            rows += head.rows
-        return rows
-    taken = {lane.tenant: 0.0 for lane in lanes}
-    open_lanes = list(lanes)
-    while open_lanes and rows < rows_max:
-        best: Lane | None = None
-        first: Entry | None = None
-        for lane in list(open_lanes):
-            head = lane.head()
-            if head is None or (
-                allowances is not None and taken[lane.tenant] + head.rows / 2 > allowances[lane.tenant]
-            ):
-                open_lanes.remove(lane)
-            elif first is None or head.deadline_us < first.deadline_us:
-                best, first = lane, head
-        if best is None or first is None:
-            break
-        if rows + first.rows > rows_max and (rows or entries):
-            open_lanes.remove(best)
-            continue
-        best.pop()
-        entries.append(first)
-        rows += first.rows
-        taken[best.tenant] += first.rows
-    return rows

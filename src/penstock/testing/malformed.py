@@ -42,6 +42,26 @@ _HOSTILE_JSON = (
     b'{"inputs": [}',
     b"\xef\xbb\xbf{}",
 )
+# Terms that no header may state: no class, no tenant's name, no time.
+_BAD_TERMS = {
+    "Penstock-Class": ("", "urgent", "Batch", "interactive, batch", "0", "batch;q=1", "x" * 5_000),
+    "Penstock-Tenant": ("", "a b", "x" * 65, "a/b", "../..", "\u00e9", "a,b", "\xff\xfe", "{}", "x" * 5_000),
+    "Penstock-Timeout-Ms": (
+        "",
+        "0",
+        "-1",
+        "+5",
+        "1e3",
+        "NaN",
+        "inf",
+        ".5",
+        "5.",
+        "0x10",
+        "1_0",
+        "86400001",
+        "9" * 5_000,
+    ),
+}
 _NAMES = ("", "nothing", "%00", "%ff%fe", "..", "a" * 4_000, "x%2Fy", "'; drop table", "\u00e9")
 
 
@@ -313,12 +333,26 @@ def _wrong_member(rng: Random, target: Target) -> Malformed:
         lambda: document.update(outputs=rng.choice(([{"name": "nothing"}], [{}], [7], "all", {}))),
         lambda: document.update(id=rng.choice((7, [], {}, True))),
         lambda: document.update(parameters=rng.choice(([], "x", 5))),
-        lambda: document.update(parameters={"timeout": rng.choice((-1, "soon", 1.5, 2**80, None, True))}),
-        lambda: document.update(parameters={"priority": rng.choice((-1, "high", 2**40, [], True))}),
+        lambda: document.update(parameters={"timeout": rng.choice((-1, "soon", 1.5, 2**80, None, True, [], {}))}),
+        lambda: document.update(parameters={"priority": rng.choice((-1, "high", 2**40, 1.5, [], {}, True))}),
         lambda: document.update(parameters={"deep": {"er": []}}),
     ]
     rng.choice(spoil)()
     return Malformed("wrong member", _post(_infer_path(target), json.dumps(document).encode()))
+
+
+def _wrong_terms(rng: Random, target: Target) -> Malformed:
+    """State terms in the headers of a valid request that are none, or the same ones twice."""
+    name = rng.choice(list(_BAD_TERMS))
+    line = f"{name}: {rng.choice(_BAD_TERMS[name])}"
+    lines = [line]
+    if rng.random() < 0.2:
+        lines = [f"{name}: {value}" for value in ("batch", "interactive")]
+    body, headers = _valid_parts(rng, target)
+    path = _infer_path(target)
+    if rng.random() < 0.2:
+        path, body, headers = "/v1/embeddings", json.dumps({"model": target.name, "input": "text"}).encode(), ()
+    return Malformed("wrong terms", _post(path, body, *headers, *lines))
 
 
 def _too_many_rows(rng: Random, target: Target) -> Malformed:
@@ -462,6 +496,7 @@ _KINDS: tuple[tuple[Callable[[Random, Target], Malformed | None], int], ...] = (
     (_wrong_route, 60),
     (_not_json, 60),
     (_wrong_member, 200),
+    (_wrong_terms, 60),
     (_too_many_rows, 20),
     (_lying_binary, 120),
     (_lying_elements, 40),

@@ -6,6 +6,7 @@ from typing import Any
 
 from penstock.core.launch import HttpLimits
 from penstock.core.models import ModelSpec
+from penstock.core.profiles import CostProfile
 from penstock.core.statistics import GatewayStatistics
 from penstock.core.tensors import TensorSpec
 from penstock.gateway.batcher import ModelBatcher
@@ -29,12 +30,17 @@ TEND_US = 250_000
 
 
 def entry(
-    *replicas: str, name: str = "sum", version: str = "1", spec: ModelSpec | None = SPEC, state: ModelState = "READY"
+    *replicas: str,
+    name: str = "sum",
+    version: str = "1",
+    spec: ModelSpec | None = SPEC,
+    state: ModelState = "READY",
+    profile: CostProfile | None = None,
 ) -> ModelEntry:
     """Return an entry for `SPEC` with replicas at `unix:NAME`."""
     if spec is not None:
         spec = replace(spec, name=name, version=version)
-    return ModelEntry(name, version, state, "because", spec, tuple(f"unix:{r}" for r in replicas))
+    return ModelEntry(name, version, state, "because", spec, tuple(f"unix:{r}" for r in replicas), profile=profile)
 
 
 class Room:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from penstock.core.models import QueueBounds
+from penstock.core.models import Batching, QueueBounds
+from penstock.core.profiles import CostProfile
 from penstock.gateway.inference import retry_headers
 from penstock.gateway.work import Refusal
 from penstock.policy.queueing import BATCH, INTERACTIVE
@@ -137,6 +138,27 @@ def test_a_full_queue_says_when_to_come_back(house: House) -> None:
     (response,) = others.read()
     assert response.status == 503
     assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == ("1", "50")
+
+
+def test_what_cannot_be_done_in_time_is_answered_at_once() -> None:
+    """A client whose deadline cannot be met is told so in the turn it asked, with when to come back."""
+    house = House()
+    spec = replace(SPEC, batching=Batching(size_max=4))
+    house.apply(entry("a", spec=spec, profile=CostProfile.from_line(beta_us=8_000, alpha_us=500, size_max=4)))
+    house.tend()
+    house.silent.add("unix:a")
+    house.client.send(post(infer(4)))
+    house.turn()
+    hurried = Client(house.port)
+    hurried.send(post(INFER, "Penstock-Timeout-Ms: 15"))
+    (response,) = hurried.read()
+    assert response.status == 503
+    assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == ("1", "50")
+    assert "expected to be done within 15.0 ms of its arrival, predicted 18.5 ms" in json.loads(response.body)["error"]
+    assert house.model().statistics.refusals == {"predicted_late": 1}
+    patient = Client(house.port)
+    patient.send(post(INFER, "Penstock-Timeout-Ms: 25"))
+    assert not patient.read()
 
 
 @pytest.mark.parametrize(

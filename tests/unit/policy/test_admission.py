@@ -1,7 +1,7 @@
 """Laws of admission: who is refused, when work would be done, when a refused caller may come back."""
 
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 
@@ -45,6 +45,29 @@ def test_a_queue_is_bounded_in_requests_and_bytes(
 
 
 @pytest.mark.parametrize(
+    ("nbytes", "tenant_bytes", "request_bytes", "share", "expected"),
+    [
+        (90, 90, 10, 0.1, None),  # room for anybody
+        (91, 0, 10, 0.1, None),
+        (91, 1, 10, 0.1, RefusalReason.TENANT_FULL),
+        (91, 40, 10, 0.5, None),
+        (91, 41, 10, 0.5, RefusalReason.TENANT_FULL),
+        (91, 91, 10, 1.0, RefusalReason.QUEUE_BYTES),
+        (190, 0, 10, 0.5, None),
+        (191, 0, 10, 0.5, RefusalReason.QUEUE_BYTES),  # never more than twice the bound
+    ],
+)
+def test_bytes_keep_nobody_from_their_share(
+    nbytes: int, tenant_bytes: int, request_bytes: int, share: float, expected: RefusalReason | None
+) -> None:
+    """Past the bound in bytes, too, a tenant is admitted exactly while it stays within its share of it."""
+    decided = decide_refusal(
+        BOUNDS, requests=1, nbytes=nbytes, request_bytes=request_bytes, tenant_bytes=tenant_bytes, share=share
+    )
+    assert decided == expected
+
+
+@pytest.mark.parametrize(
     ("requests", "tenant_requests", "share", "expected"),
     [
         (3, 3, 0.25, None),  # room for anybody
@@ -54,6 +77,7 @@ def test_a_queue_is_bounded_in_requests_and_bytes(
         (4, 2, 0.5, RefusalReason.TENANT_FULL),
         (4, 0, 0.01, None),
         (7, 0, 0.5, None),
+        (8, 0, 0.5, RefusalReason.QUEUE_FULL),  # never more than twice the bound
         (4, 4, 1.0, RefusalReason.QUEUE_FULL),
         (4, 0, 1.0, RefusalReason.QUEUE_FULL),
     ],
@@ -125,9 +149,7 @@ def test_completion_by_hand(
     assert predicted == expected
 
 
-def play(
-    free_us: list[int], sizes: list[int], time_us: Callable[[int], int]
-) -> int:
+def play(free_us: list[int], sizes: list[int], time_us: Callable[[int], int]) -> int:
     """Execute batches one after the other, each on the replica that is free first; return when the last is done."""
     free = list(free_us)
     done_us = 0
@@ -171,7 +193,7 @@ def test_completion_is_that_of_a_played_schedule() -> None:
 
 
 def test_company_to_come_delays_the_last_batch() -> None:
-    """A request in a later batch is predicted with at least the rows that others will add; in the next one it is not."""
+    """In a later batch a request is predicted with at least the rows that others will add, in the next one not."""
     predicted = [
         predict_completion_us(
             free_us=[0], rows_ahead=ahead, rows=1, first_rows=8, batch_rows=8, last_rows_min=6, time_us=line
@@ -251,7 +273,7 @@ def test_a_delay_limit_recovers() -> None:
     drive(limit, [10**9] * 30, in_system=1_000)
     limits = drive(limit, [TARGET_US] * 150, in_system=4, from_us=10**7)
     growing = limits[: limits.index(LIMIT_MAX) + 1]
-    assert all(a < b for a, b in zip(growing, growing[1:], strict=False))
+    assert all(a < b for a, b in pairwise(growing))
     assert set(limits[len(growing) :]) <= {LIMIT_MAX}
 
 

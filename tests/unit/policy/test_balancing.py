@@ -1,4 +1,4 @@
-"""Laws of balancing: the replica that is done first, two drawn where others draw too, slow ones put aside and probed."""
+"""Laws of balancing: the replica that is done first, two drawn where others draw too, slow ones put aside."""
 
 from collections import Counter
 from itertools import pairwise
@@ -124,15 +124,15 @@ def test_the_one_that_is_free_first(replicas: list[Replica], expected: int) -> N
 
 def test_two_are_drawn_where_others_choose_too() -> None:
     """With several gateways the better of two different ones is taken: never the worst, each other one sometimes."""
-    replicas = [replica_of(free_us=NOW_US + k, held=1) for k in range(5)]
+    replicas = [replica_of(free_us=NOW_US + k, held=1) for k in range(5)][::-1]
     grid = [(k + 0.5) / 20 for k in range(20)]
     chosen: Counter[int] = Counter()
     for first in grid:
         for second in grid:
             draws = iter((first, second))
             chosen[replicas.index(choose_replica(replicas, NOW_US, gateways=2, chance=lambda: next(draws)))] += 1  # noqa: B023 - called at once
-    # The k-th best of five is chosen if the other one is worse: (4 - k) of the ten pairs.
-    assert [chosen[k] for k in range(5)] == [160, 120, 80, 40, 0]
+    # They stand the worst first: the k-th is chosen if the other one stands before it, in k of the ten pairs.
+    assert [chosen[k] for k in range(5)] == [0, 40, 80, 120, 160]
 
 
 def test_two_need_no_draw() -> None:
@@ -173,7 +173,9 @@ def test_at_most_half_are_put_aside(count: int) -> None:
     assert aside == count // 2
 
 
-@pytest.mark.parametrize(("aside", "working", "left"), [(1, 0, 0), (2, 1, 1), (3, 1, 2), (2, 2, 2), (1, 1, 1), (0, 3, 0)])
+@pytest.mark.parametrize(
+    ("aside", "working", "left"), [(1, 0, 0), (2, 1, 1), (3, 1, 2), (2, 2, 2), (1, 1, 1), (0, 3, 0)]
+)
 def test_a_loss_brings_the_least_suspect_back(aside: int, working: int, left: int) -> None:
     """When more than half are aside those with the shortest pauses left work again, and no more than need be."""
     replicas = [replica_of() for _ in range(aside + working)]

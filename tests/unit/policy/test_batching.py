@@ -41,6 +41,7 @@ VIEW = QueueView(
     size_max=8,
     spaced_us=0,
     is_scarce=False,
+    is_sole=False,
 )
 
 
@@ -92,6 +93,7 @@ def test_size_or_timeout_and_adaptive(config: Batching, view: QueueView, now_us:
         (seen(rows=3), QUEUED_US, Close(CloseReason.ENOUGH)),
         (seen(rows=7), QUEUED_US, Close(CloseReason.ENOUGH)),
         (seen(available=2), QUEUED_US, Close(CloseReason.IDLE)),
+        (seen(is_sole=True), QUEUED_US, Close(CloseReason.IDLE)),
         (seen(available=2, is_scarce=True), QUEUED_US, Wait(HELD_US)),
         (seen(available=2, is_scarce=True, rows=3), QUEUED_US, Close(CloseReason.ENOUGH)),
         (seen(), QUEUED_US, Wait(HELD_US)),
@@ -171,9 +173,7 @@ def test_a_target_is_the_least_batch_that_keeps_up(
     keeping_up = [
         b for b in range(1, size_max + 1) if n * b >= load * (Fraction(beta_us) + Fraction(alpha_us) * b) * (1 - 10**-9)
     ]
-    target, period_us = plan_target(
-        rate=rate, alpha_us=alpha_us, beta_us=beta_us, replicas=replicas, size_max=size_max
-    )
+    target, period_us = plan_target(rate=rate, alpha_us=alpha_us, beta_us=beta_us, replicas=replicas, size_max=size_max)
     assert target == (keeping_up[0] if keeping_up else size_max)
     assert 0 <= period_us <= target / rate + 1
 
@@ -237,7 +237,7 @@ def test_less_than_one_replica_counts_as_one() -> None:
 
 
 def test_a_learned_size_grows_by_one_row() -> None:
-    """Each full batch done in half the SLO adds a row, up to the model's largest; one that was not full proves nothing."""
+    """Each full batch done in half the SLO adds a row, up to the largest; one that was not full proves nothing."""
     size = AdaptiveSize(4, slo_us=2_000)
     sizes = []
     for _ in range(5):

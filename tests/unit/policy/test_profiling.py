@@ -12,7 +12,9 @@ PROFILE = CostProfile.from_line(beta_us=1_000.0, alpha_us=100.0, size_max=SIZE_M
 SIZES = range(1, SIZE_MAX + 1)
 
 
-def observed(times_us: list[int], *, rows: int = 8, from_us: int = 0, seed: CostProfile | None = PROFILE) -> ServiceEstimate:
+def observed(
+    times_us: list[int], *, rows: int = 8, from_us: int = 0, seed: CostProfile | None = PROFILE
+) -> ServiceEstimate:
     """Return an estimate that has seen these executions, a millisecond apart, and has been made anew since."""
     estimate = ServiceEstimate(seed, SIZE_MAX)
     for k, time_us in enumerate(times_us):

@@ -1,0 +1,77 @@
+"""How hard a model is pressed: what part of requests is late or not served, and what follows from it.
+
+Two things follow. While next to none is refused, a request that is late by the model's own SLO is still served, up to
+the part that an SLO at p95 leaves room for. Under overload a request must be predicted in time by a margin, learned
+from those that were admitted and had to be dropped after all. Pure. Not here: the predictions (`admission.py`).
+"""
+
+__all__ = ["MARGIN_RATIO_MAX", "OVERLOAD_RATIO", "Pressure"]
+
+# An SLO is kept if 95 % of answers are in time: as long as no more than this part is late and next to none is refused,
+# a request that is late by the model's own SLO is still answered. A deadline that the caller named is never passed.
+LATE_RATIO_MAX = 0.045
+SHED_RATIO_MAX = 0.02
+# From this part of requests not served on it is taken to be overload, not chance.
+OVERLOAD_RATIO = 0.1
+# Those parts are averaged over about this many requests.
+RATIO_MEMORY = 500
+# Below this a part is taken to be none.
+NEGLIGIBLE_RATIO = 1e-4
+# Predictions err. Each request that is dropped although it was admitted adds this part of a batch's time to the margin
+# by which later ones must be in time; each one refused takes back a small part of that, so that only few of
+# those not served have waited.
+MARGIN_STEP_RATIO = 0.02
+DROPS_PER_REFUSAL = 0.004
+# The margin is at most this part of a batch's time.
+MARGIN_RATIO_MAX = 0.5
+
+
+class Pressure:
+    """See the module.
+
+    Args:
+        batch_us: What the largest batch takes, for the first guess at the margin.
+
+    Attributes:
+        late_ratio, shed_ratio: Parts of recent requests, 0-1.
+        margin_us: Under overload, how much before its deadline a request must be predicted to be done.
+    """
+
+    __slots__ = ("late_ratio", "margin_us", "shed_ratio")
+
+    def __init__(self, batch_us: int) -> None:
+        self.late_ratio = 0.0
+        self.shed_ratio = 0.0
+        self.margin_us = MARGIN_RATIO_MAX / 2 * batch_us
+
+    @property
+    def is_overload(self) -> bool:
+        """True if more is refused and dropped than chance explains."""
+        return self.shed_ratio > OVERLOAD_RATIO
+
+    @property
+    def is_lateness_allowed(self) -> bool:
+        """True if a request that is late by the model's own SLO may be served."""
+        return self.late_ratio < LATE_RATIO_MAX and self.shed_ratio < SHED_RATIO_MAX
+
+    def count_admitted(self) -> None:
+        """A request may wait. Need not be called while `shed_ratio` is 0."""
+        self.shed_ratio -= self.shed_ratio / RATIO_MEMORY
+        if self.shed_ratio < NEGLIGIBLE_RATIO:
+            self.shed_ratio = 0.0
+
+    def count_shed(self) -> None:
+        """A request was refused or dropped."""
+        self.shed_ratio += (1 - self.shed_ratio) / RATIO_MEMORY
+
+    def count_served(self, requests: int, *, late: int) -> None:
+        """So many requests, at least one, were served, some of them late; or are about to be although they are late."""
+        self.late_ratio += (late / requests - self.late_ratio) * min(requests / RATIO_MEMORY, 1.0)
+
+    def widen(self, dropped: int, batch_us: int, batch_us_max: int) -> None:
+        """So many requests were dropped for a batch that takes `batch_us`, the largest being `batch_us_max`."""
+        self.margin_us = min(self.margin_us + MARGIN_STEP_RATIO * batch_us * dropped, MARGIN_RATIO_MAX * batch_us_max)
+
+    def narrow(self, batch_us: int) -> None:
+        """A request was refused as predicted late; batches take `batch_us`."""
+        self.margin_us = max(self.margin_us - MARGIN_STEP_RATIO * DROPS_PER_REFUSAL * batch_us, 0.0)
