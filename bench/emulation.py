@@ -11,7 +11,7 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from bench.serving import Server, penstock
 from penstock.adapters.chance import seeded_stream
 from penstock.adapters.clock import now_us
 from penstock.cli.bench import BenchOptions, plan_job
-from penstock.core.arrivals import Times, parse_arrivals
+from penstock.core.arrivals import Times, parse_arrivals, plan_arrivals
 from penstock.core.models import Batching
 from penstock.core.profiles import CostProfile
-from penstock.load import Crew
+from penstock.load import Crew, read_trace
 from penstock.load.driver import SHED
 from penstock.load.reporting import find_invalid_reasons, percentile_us
 from penstock.sim import DeviceModel, Outcome, Overheads, Scenario, Source, simulate
@@ -171,6 +171,29 @@ class Outcomes:
         return percentile_us(self.lateness_us, ratio) / 1e3 if len(self.lateness_us) else None
 
 
+def freeze_arrivals(fleet: Fleet, seed: int, duration_us: int, folder: Path) -> Fleet:
+    """Return the fleet with one recording of its arrivals in their place, if another rate would be another load.
+
+    The spells of an MMPP are drawn beside its arrivals, so that at a slightly different rate the bursts are others. A
+    trace is only stretched. Others need no freezing: their gaps scale with the rate.
+
+    Args:
+        fleet: As stated.
+        seed: Of the recording.
+        duration_us: How long one pass is at half of what the devices can do.
+        folder: Where the recording is left.
+    """
+    if fleet.arrivals != "mmpp":
+        return fleet
+    rng = seeded_stream(seed, f"{fleet.name} trace")
+    times_us = plan_arrivals(
+        parse_arrivals(fleet.arrivals), rng, rate=fleet.rows_per_s_max / 2, duration_us=duration_us
+    )
+    path = folder / f"{fleet.name}.csv"
+    path.write_text("\n".join(["time", *(f"{time_us / 1e6:.6f}" for time_us in times_us.tolist()), ""]))
+    return replace(fleet, arrivals=f"trace:{path}")
+
+
 @contextmanager
 def serve(fleet: Fleet) -> Iterator[Server]:
     """Serve a fleet on free ports until the block ends."""
@@ -232,12 +255,14 @@ def to_scenario(fleet: Fleet, run: Run, calibration: Calibration) -> Scenario:
     def draw_us(rows: int, rng: np.random.Generator) -> float:
         return fleet.beta_us + fleet.alpha_us * rows + float(overshoot_us[rng.integers(len(overshoot_us))])
 
+    arrivals = parse_arrivals(fleet.arrivals)
+    trace_us = read_trace(arrivals.path) if arrivals.kind == "trace" else None
     # What replicas measure with canaries when they load: medians.
     beta_us = fleet.beta_us + float(np.median(overshoot_us))
     profile = CostProfile.from_line(beta_us=beta_us, alpha_us=fleet.alpha_us, size_max=fleet.batching.size_max)
     return Scenario(
         fleet.name,
-        sources=(Source(SOURCE, arrivals=parse_arrivals(fleet.arrivals), rate=run.rate),),
+        sources=(Source(SOURCE, arrivals=arrivals, rate=run.rate, trace_us=trace_us),),
         device=DeviceModel(profile, service=draw_us),
         duration_us=run.duration_us,
         warmup_us=run.warmup_us,

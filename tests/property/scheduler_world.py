@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from penstock.core.profiles import CostProfile
 from penstock.policy.admission import RETRY_AFTER_US_MAX, RETRY_AFTER_US_MIN, RefusalReason
 from penstock.policy.balancing import CREDITS_PER_REPLICA, Replica
-from penstock.policy.batching import GUARD_US
-from penstock.policy.queueing import DONE, QUEUED, RUNNING, Entry
+from penstock.policy.batching import GUARD_US, SPACING_RATIO
+from penstock.policy.queueing import DONE, QUEUED, RUNNING, Entry, RequestClass
 from penstock.policy.scheduling import (
     EXPIRY_INTERVAL_US,
     Dispatch,
@@ -96,6 +96,7 @@ class World:
         self.answered_rows: Counter[tuple[int, str]] = Counter()
         self._time_us = time_us
         self._gateways = gateways
+        self._sent_us = 0
         self._keys: dict[tuple[str, bool], object] = {}
         self._until_us: int | None = None
 
@@ -127,7 +128,14 @@ class World:
         self, key: str, rows: int, allowed_us: int, *, request_class: int = 0, tenant: str = "", nbytes: int = 1
     ) -> Caller:
         """A request comes. It is decided about when the instant is over: call `settle` then."""
-        caller = Caller(rows, nbytes, self.now_us, self.now_us + allowed_us, request_class=request_class, tenant=tenant)  # type: ignore[arg-type]  # an IntEnum's number
+        caller = Caller(
+            rows,
+            nbytes,
+            self.now_us,
+            self.now_us + allowed_us,
+            request_class=RequestClass(request_class),
+            tenant=tenant,
+        )
         caller.key, caller.number, caller.fates = key, len(self.callers), []
         before = (self.scheduler.requests, self.scheduler.rows, self.scheduler.nbytes)
         refusal = self.scheduler.admit(caller, key, self.now_us)
@@ -212,6 +220,7 @@ class World:
         self.log.append(("drop", drop.reason, *(e.number for e in drop.entries if isinstance(e, Caller))))
 
     def _apply_dispatch(self, dispatch: Dispatch, free_us: int) -> None:
+        self._sent_us = self.now_us
         device = next(d for d in self.devices if d.replica is dispatch.replica)
         self._check_dispatch(dispatch, device, free_us)
         numbers = [e.number for e in dispatch.entries if isinstance(e, Caller)]
@@ -315,7 +324,10 @@ class World:
             assert not batching.eager, "a replica stands idle"
             assert wait.until_us <= min(c.queued_us for c in waiting) + batching.wait_us_max
         else:
-            assert wait.until_us <= earliest_us - GUARD_US
+            # Held for company, a batch leaves while it is in time; held for spacing, a part of a batch after the last.
+            slowest_us = max(e.tail_us(self.size_max) for e in self.scheduler.estimates.values())
+            spaced_us = self._sent_us + SPACING_RATIO * slowest_us
+            assert wait.until_us <= max(earliest_us - GUARD_US, spaced_us)
 
     def check_sums(self) -> None:
         """Every request is in one place, and all counters are what they count."""

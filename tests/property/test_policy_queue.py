@@ -17,7 +17,7 @@ ACTS = st.lists(
 @given(acts=ACTS, rows=st.integers(1, 3))
 def test_a_lane_is_a_list_ordered_by_deadline(acts: list[tuple[str, int]], rows: int) -> None:
     """The head is always the earliest deadline of those that wait, and requests and rows are their number and sum."""
-    queue = SignatureQueue("key", ServiceEstimate(None, 8), alone=False)
+    queue = SignatureQueue("key", ServiceEstimate(None, 8), 0, alone=False)
     lane = queue.lane(INTERACTIVE, "")
     waiting: list[Entry] = []
     for act, number in acts:

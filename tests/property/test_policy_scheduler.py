@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -156,8 +158,64 @@ def perform(world: World, act: str, *arguments: Any) -> None:
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
-    max_examples=200,
+    max_examples=400,
     stateful_step_count=30,
     report_multiple_bugs=False,
     phases=(Phase.explicit, Phase.generate, Phase.shrink),  # explaining takes longer than finding
 )
+
+
+# Lives that Hypothesis keeps too short for: learned speeds, ejections, probes, margins.
+LIFE_ACTS = 150
+
+
+def draw_act(world: World, rng: np.random.Generator) -> tuple[str, Any] | None:
+    """Return something that may happen now, mostly requests and time."""
+
+    def pick(*choices: Any) -> Any:
+        return choices[int(rng.integers(len(choices)))]
+
+    kind = rng.random()
+    if kind < 0.5:
+        return "arrive", {
+            "key": pick("a", "a", "b"),
+            "rows": pick(1, 1, 1, 2, 3, 4, 6),
+            "allowed_us": pick(1, 3_000, 5_100, 9_000, SLO_US, SLO_US, SLO_US, 40_000, 1_000_000),
+            "request_class": pick(*RequestClass),
+            "tenant": pick("", "a", "b"),
+            "nbytes": pick(0, 10, 60),
+            "count": pick(1, 2, 3, 6),
+        }
+    if kind < 0.85:
+        return "advance", pick(1, 400, 1_000, 2_500, 7_000, 7_000, 30_000, 1_500_000)
+    if kind < 0.9:
+        return ("abandon", pick(*range(20))) if world.callers else None
+    if kind < 0.94 or not world.devices:
+        return ("add_replica", pick(0.5, 1.0, 1.0, 8.0)) if len(world.devices) < 5 else None
+    return "lose_replica" if kind < 0.97 else "change_speed", pick(*range(5))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_long_life(seed: int) -> None:
+    """Over long random lives of every policy and mode all promises hold, and everybody has one answer in the end."""
+    rng = seeded_stream(seed, "life")
+    config = SchedulerConfig(
+        Batching(POLICIES[0 if seed % 5 else seed % 3], MODES[seed % 3], SIZE_MAX, 3_000, eager=seed % 2 == 0),
+        QueueBounds(REQUESTS_MAX, BYTES_MAX),
+        slo_us=SLO_US if seed % 4 else 0,
+        is_batched=seed % 7 > 0,
+        weights={"a": 3.0} if seed % 2 else {},
+        batch_bytes_max=200 if seed % 6 == 0 else 1 << 62,
+    )
+    profile = PROFILES[sorted(PROFILES)[seed % 4]]
+    world = World(config, profile, TRUTH.time_us, chance=lambda: float(rng.random()), gateways=1 + seed % 3)
+    for _ in range(LIFE_ACTS):
+        act = draw_act(world, rng)
+        if act is not None and act[0] == "change_speed":
+            perform(world, "slow_down", act[1], [0.5, 1.0, 2.0, 10.0][act[1] % 4])
+        elif act is not None:
+            perform(world, *act)
+        world.check_sums()
+    world.drain()
+    world.check_sums()
+    assert all(len(c.fates) == 1 for c in world.callers)

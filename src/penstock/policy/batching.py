@@ -118,8 +118,9 @@ def decide_close(config: Batching, view: QueueView, *, now_us: int) -> Close | W
     if view.is_alone:
         return _CLOSE[CloseReason.ALONE]
     if view.rows >= view.size_max:
-        if view.rows > view.size_max and now_us < view.spaced_us:
-            return Wait(view.spaced_us)
+        spaced_us = min(view.spaced_us, view.latest_us)
+        if view.rows > view.size_max and now_us < spaced_us:
+            return Wait(spaced_us)
         return _CLOSE[CloseReason.FULL]
     if config.policy == "deadline":
         return _decide_by_deadline(config, view, now_us)

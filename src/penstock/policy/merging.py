@@ -57,4 +57,4 @@ def is_late(*, budget_us: int, waited_us: int, least_us: int) -> bool:
         waited_us: Since it was received.
         least_us: What the smallest batch takes; 0 if that is not known.
     """
-    return bool(budget_us) and budget_us - waited_us <= least_us
+    return bool(budget_us) and budget_us - waited_us < max(least_us, 1)

@@ -5,12 +5,12 @@ the part that an SLO at p95 leaves room for. Under overload a request must be pr
 from those that were admitted and had to be dropped after all. Pure. Not here: the predictions (`admission.py`).
 """
 
-__all__ = ["MARGIN_RATIO_MAX", "OVERLOAD_RATIO", "Pressure"]
+__all__ = ["OVERLOAD_RATIO", "Pressure"]
 
 # An SLO is kept if 95 % of answers are in time: as long as no more than this part is late and next to none is refused,
 # a request that is late by the model's own SLO is still answered. A deadline that the caller named is never passed.
-LATE_RATIO_MAX = 0.045
-SHED_RATIO_MAX = 0.02
+LATE_RATIO_MAX = 0.048
+SHED_RATIO_MAX = 0.03
 # From this part of requests not served on it is taken to be overload, not chance.
 OVERLOAD_RATIO = 0.1
 # Those parts are averaged over about this many requests.
@@ -18,31 +18,30 @@ RATIO_MEMORY = 500
 # Below this a part is taken to be none.
 NEGLIGIBLE_RATIO = 1e-4
 # Predictions err. Each request that is dropped although it was admitted adds this part of a batch's time to the margin
-# by which later ones must be in time; each one refused takes back a small part of that, so that only few of
-# those not served have waited.
+# by which later ones must be in time; each one judged under overload takes back a small part of that. So about this
+# part of requests waits in vain.
 MARGIN_STEP_RATIO = 0.02
-DROPS_PER_REFUSAL = 0.004
-# The margin is at most this part of a batch's time.
-MARGIN_RATIO_MAX = 0.5
+DROPS_PER_REQUEST = 0.002
+# The margin is at most this part of the time that requests are allowed.
+MARGIN_RATIO_MAX = 0.1
 
 
 class Pressure:
     """See the module.
 
     Args:
-        batch_us: What the largest batch takes, for the first guess at the margin.
+        slo_us: The model's, for the first guess at the margin; 0 if it states none.
 
     Attributes:
         late_ratio, shed_ratio: Parts of recent requests, 0-1.
-        margin_us: Under overload, how much before its deadline a request must be predicted to be done.
     """
 
-    __slots__ = ("late_ratio", "margin_us", "shed_ratio")
+    __slots__ = ("_margin_us", "late_ratio", "shed_ratio")
 
-    def __init__(self, batch_us: int) -> None:
+    def __init__(self, slo_us: int) -> None:
         self.late_ratio = 0.0
         self.shed_ratio = 0.0
-        self.margin_us = MARGIN_RATIO_MAX / 2 * batch_us
+        self._margin_us = MARGIN_RATIO_MAX / 2 * slo_us
 
     @property
     def is_overload(self) -> bool:
@@ -68,10 +67,16 @@ class Pressure:
         """So many requests, at least one, were served, some of them late; or are about to be although they are late."""
         self.late_ratio += (late / requests - self.late_ratio) * min(requests / RATIO_MEMORY, 1.0)
 
-    def widen(self, dropped: int, batch_us: int, batch_us_max: int) -> None:
-        """So many requests were dropped for a batch that takes `batch_us`, the largest being `batch_us_max`."""
-        self.margin_us = min(self.margin_us + MARGIN_STEP_RATIO * batch_us * dropped, MARGIN_RATIO_MAX * batch_us_max)
+    def judge_us(self, allowed_us: int, batch_us: int) -> int:
+        """Return by how much a request that is judged under overload must be in time, µs.
 
-    def narrow(self, batch_us: int) -> None:
-        """A request was refused as predicted late; batches take `batch_us`."""
-        self.margin_us = max(self.margin_us - MARGIN_STEP_RATIO * DROPS_PER_REFUSAL * batch_us, 0.0)
+        Args:
+            allowed_us: From its arrival to its deadline.
+            batch_us: What a batch takes.
+        """
+        self._margin_us = max(self._margin_us - MARGIN_STEP_RATIO * DROPS_PER_REQUEST * batch_us, 0.0)
+        return round(min(self._margin_us, MARGIN_RATIO_MAX * allowed_us))
+
+    def widen(self, dropped: int, allowed_us: int, batch_us: int) -> None:
+        """So many requests were dropped under overload, for a batch that takes `batch_us`."""
+        self._margin_us = min(self._margin_us + MARGIN_STEP_RATIO * batch_us * dropped, MARGIN_RATIO_MAX * allowed_us)

@@ -45,6 +45,7 @@ class ServiceEstimate:
 
     __slots__ = (
         "_count",
+        "_is_learned",
         "_samples",
         "_seed",
         "_sizes",
@@ -65,6 +66,7 @@ class ServiceEstimate:
     def __init__(self, profile: CostProfile | None, size_max: int) -> None:
         self._sizes = profile.rows if profile is not None else profiled_sizes(size_max)
         self._seed = profile
+        self._is_learned = profile is None  # the seed, too, comes from executions
         self._samples: list[deque[tuple[int, int]]] = [deque(maxlen=WINDOW) for _ in self._sizes]
         self._count = 0
         self.is_usable = profile is not None
@@ -115,7 +117,7 @@ class ServiceEstimate:
                 measured[k] = (times[len(times) // 2], times[-1])
         if not measured:
             return
-        if self._seed is None:
+        if self._seed is None or self._is_learned:
             known = [(self._sizes[k], typical) for k, (typical, _) in measured.items()]
             if known[0][0] != 1:
                 known.insert(0, (1, known[0][1]))

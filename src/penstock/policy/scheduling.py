@@ -38,7 +38,7 @@ from penstock.policy.batching import (
 )
 from penstock.policy.fairness import Ledger
 from penstock.policy.filling import BatchFiller
-from penstock.policy.pressure import MARGIN_RATIO_MAX, Pressure
+from penstock.policy.pressure import Pressure
 from penstock.policy.profiling import ServiceEstimate
 from penstock.policy.queueing import BATCH, DONE, QUEUED, RUNNING, Entry, SignatureQueue
 from penstock.policy.rates import DrainRate
@@ -64,7 +64,7 @@ OVERHEAD_WEIGHT = 0.1
 OVERRUN_RATIO = 1.1
 # One that is predicted to be late by the model's own SLO is let in all the same while that is allowed, if it is late by
 # no more than this part of it: predictions err, and the queue may be shorter than it looks.
-LATE_SLO_PART = 12
+LATE_SLO_PART = 16
 # While requests are refused as predicted late although a replica is idle, one is let through this often: only
 # executions can correct an estimate that is too high.
 PROBE_INTERVAL_US = 100_000
@@ -218,7 +218,7 @@ class Scheduler:
         self._gateways = 1
         self._sent_us = 0  # when the last batch left
         self._overhead_us = 0.0
-        self._pressure = Pressure(self.estimates[""].time_us(self._size_max))
+        self._pressure = Pressure(config.slo_us)
         self._filler = BatchFiller(config.batching.mode, self.ledger)
         self._drain = DrainRate()
         self._probed_us = 0
@@ -379,9 +379,8 @@ class Scheduler:
             margin_us = overhead_us
             is_shedding = self._is_overload(queue)
             if is_shedding:
-                # There is more work than can be done: better refused now than dropped when it has waited. But never so
-                # early that replicas could run out of work.
-                margin_us += round(min(self._pressure.margin_us, MARGIN_RATIO_MAX * estimate.time_us(batch_rows)))
+                # There is more work than can be done: better refused now than dropped when it has waited.
+                margin_us += self._pressure.judge_us(allowed_us, estimate.time_us(batch_rows))
             if queue.requests and not queue.alone:
                 room_us = min([e.deadline_us for e in queue.heads()]) - free_us[0] - margin_us
                 first_rows = self._rows_within(estimate, room_us)
@@ -406,7 +405,6 @@ class Scheduler:
             return None
         predicted_us = completion_us - entry.arrived_us
         excess_us = completion_us - entry.deadline_us
-        self._pressure.narrow(estimate.time_us(batch_rows))
         return self._refuse(RefusalReason.PREDICTED_LATE, now_us, predicted_us=predicted_us, excess_us=excess_us)
 
     def _is_overload(self, queue: SignatureQueue) -> bool:
@@ -485,8 +483,8 @@ class Scheduler:
         dropped, entries = self._take(queue, view, replica, now_us)
         reason_dropped = RefusalReason.DROPPED if self._policy == "deadline" else RefusalReason.EXPIRED
         if dropped and self._policy == "deadline" and self._is_overload(queue):
-            time_us = queue.estimate.time_us
-            self._pressure.widen(len(dropped), time_us(max(len(entries), 1)), time_us(self._size_max))
+            allowed_us = min([e.deadline_us - e.arrived_us for e in dropped])
+            self._pressure.widen(len(dropped), allowed_us, queue.estimate.time_us(max(len(entries), 1)))
         if entries:
             dispatch = self._send(queue, view, replica, entries, reason, now_us)
             if not dropped:

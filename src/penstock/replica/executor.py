@@ -19,6 +19,7 @@ import numpy as np
 
 from penstock.core.errors import CallerError, InvalidInput
 from penstock.core.profiles import CostProfile
+from penstock.policy.merging import is_late
 from penstock.replica.batch import Batch, Reply, Signature
 from penstock.replica.inputs import InputPlan, gather_inputs, plan_inputs, read_inputs, rows_not_finite
 from penstock.replica.outputs import OutputMistake, check_outputs, pack_outputs, plan_outputs
@@ -183,7 +184,7 @@ class Executor:
             # 0 (no deadline) is less too, so this asks the requests one by one only if one has none or is late.
             if min(budgets_us) < needed_us and any(budgets_us):
                 for k, budget_us in enumerate(budgets_us):
-                    if budget_us and budget_us < needed_us:
+                    if is_late(budget_us=budget_us, waited_us=waited_us, least_us=self._least_us):
                         execution.failures[base + k] = self._late(budget_us - waited_us)
             base += len(budgets_us)
 

@@ -16,7 +16,7 @@ Waiting = tuple[str, int, int]  # tenant, rows, deadline
 
 def fill(waiting: list[Waiting], rows_max: int, *, ledger: Ledger | None = None) -> list[Waiting]:
     """Return who of these interactive requests is in the next batch."""
-    queue = SignatureQueue("k", ServiceEstimate(PROFILE, 8), alone=False)
+    queue = SignatureQueue("k", ServiceEstimate(PROFILE, 8), 0, alone=False)
     ledger = ledger or Ledger({})
     for tenant, rows, deadline_us in waiting:
         queue.lane(INTERACTIVE, tenant).push(Entry(rows, 0, 0, deadline_us, tenant=tenant))
@@ -81,7 +81,7 @@ def test_no_room_is_left_that_somebody_could_use() -> None:
 @pytest.mark.parametrize("size", [4, 8])
 def test_class_batch_is_owed_fractions(mode: str, size: int) -> None:
     """Over many contended batches class `batch` gets its share to the row, though one batch may hold none of it."""
-    queue = SignatureQueue("k", ServiceEstimate(PROFILE, 8), alone=False)
+    queue = SignatureQueue("k", ServiceEstimate(PROFILE, 8), 0, alone=False)
     filler = BatchFiller(mode, Ledger({}))
     served = {INTERACTIVE: 0, BATCH: 0}
     for _ in range(100):

@@ -57,13 +57,15 @@ def test_canary_never_merges() -> None:
         (1_000, 999, 0, False),
         (1_000, 1_000, 0, True),
         (1_000, 0, 999, False),
-        (1_000, 0, 1_000, True),
+        (1_000, 0, 1_000, False),
+        (1_000, 0, 1_001, True),
         (1_000, 500, 499, False),
-        (1_000, 500, 500, True),
+        (1_000, 500, 500, False),
+        (1_000, 500, 501, True),
         (-1, 0, 0, True),
     ],
 )
-def test_late_is_who_has_no_more_time_than_the_least(
+def test_late_is_who_has_less_time_than_the_least(
     budget_us: int, waited_us: int, least_us: int, *, expected: bool
 ) -> None:
     """A request is late once waiting and the least execution have used up its budget; 0 is no budget to use up."""

@@ -20,7 +20,7 @@ from penstock.policy.queueing import (
 
 def queue_of(*, alone: bool = False) -> SignatureQueue:
     """Return an empty queue."""
-    return SignatureQueue("key", ServiceEstimate(None, 8), alone=alone)
+    return SignatureQueue("key", ServiceEstimate(None, 8), 0, alone=alone)
 
 
 def entry_of(deadline_us: int, *, rows: int = 1, tenant: str = "") -> Entry:
@@ -159,6 +159,7 @@ def test_a_sweep_forgets_only_what_is_empty() -> None:
     assert list(queue.lanes.values()) == [kept]
     assert queue.heads() == [entry]
     assert queue.requests == 1
+    assert queue.lane(INTERACTIVE, "emptied") is queue.lanes[INTERACTIVE, "emptied"]
 
 
 def test_heads_are_one_a_lane() -> None:

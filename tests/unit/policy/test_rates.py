@@ -9,7 +9,7 @@ def test_a_steady_rate_is_found() -> None:
     """Rows that arrive evenly are counted at their rate, from the first full memory on to within a few percent."""
     rate = ArrivalRate(0)
     for now_us in range(0, 10 * MEMORY_US, 500):
-        rate.count(2)
+        rate.arrived += 2
         rate.fold(now_us)
     assert rate.value == pytest.approx(2 / 500, rel=0.05)
 
@@ -19,7 +19,7 @@ def test_a_step_is_followed() -> None:
     rate = ArrivalRate(0)
     values = []
     for now_us in range(0, 4 * MEMORY_US, WINDOW_US):
-        rate.count(100 if now_us < 2 * MEMORY_US else 10)
+        rate.arrived += 100 if now_us < 2 * MEMORY_US else 10
         values.append(rate.fold(now_us))
     per_window = 2 * MEMORY_US // WINDOW_US
     assert values[per_window // 2] > 0.5 * 100 / WINDOW_US
@@ -30,9 +30,9 @@ def test_a_step_is_followed() -> None:
 def test_a_rate_is_folded_once_a_window() -> None:
     """Asked again within a window the rate is the same, and nothing counted is lost."""
     rate = ArrivalRate(0)
-    rate.count(10)
+    rate.arrived += 10
     assert rate.fold(WINDOW_US - 1) == 0.0
-    rate.count(10)
+    rate.arrived += 10
     folded = rate.fold(WINDOW_US)
     assert folded == pytest.approx(WINDOW_US / MEMORY_US * 20 / WINDOW_US)
     assert rate.fold(2 * WINDOW_US - 1) == folded
@@ -41,9 +41,9 @@ def test_a_rate_is_folded_once_a_window() -> None:
 def test_a_silence_is_not_averaged() -> None:
     """After a pause longer than the memory only what came since counts."""
     rate = ArrivalRate(0)
-    rate.count(10_000)
+    rate.arrived += 10_000
     rate.fold(WINDOW_US)
-    rate.count(30)
+    rate.arrived += 30
     assert rate.fold(WINDOW_US + 3 * MEMORY_US) == pytest.approx(30 / (3 * MEMORY_US))
 
 
