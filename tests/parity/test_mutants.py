@@ -21,7 +21,7 @@ MUTATIONS = [
     (ADAPTIVE, Mutation("scheduling", "now_us + EXPIRY_INTERVAL_US", "now_us + EXPIRY_INTERVAL_US + 1")),
     (ADAPTIVE, Mutation("scheduling", "alone=entry.attempts > 0)", "alone=False)")),
     (LATENCY, Mutation("filling", "+ self._share * rows_max", "+ 2 * self._share * rows_max")),
-    (FAIR, Mutation("scheduling", "self._rates[key].count(entry.rows)", "self._rates[key].count(1)")),
+    (FAIR, Mutation("scheduling", "queue.rate.arrived += entry.rows", "queue.rate.arrived += 1")),
     (PATIENT, Mutation("admission", "if requests >= bounds.req", "if requests > bounds.req")),
     (PATIENT, Mutation("admission", "tenant_requests >= bounds", "tenant_requests > bounds")),
     (LATENCY, Mutation("admission", "+ (turns - 1) * time_us", "+ turns * time_us")),

@@ -330,7 +330,7 @@ class Scheduler:
         entry.queued_us = now_us
         queue.lane(entry.request_class, entry.tenant).push(entry)
         self.ledger.enter(entry.tenant, entry.nbytes)
-        self._batch_waiting += entry.request_class is BATCH
+        self._batch_waiting += entry.request_class == BATCH
         self.requests += 1
         self.rows += entry.rows
         self.nbytes += entry.nbytes
@@ -448,7 +448,7 @@ class Scheduler:
         self.rows -= entry.rows
         self.nbytes -= entry.nbytes
         self.ledger.leave(entry.tenant, entry.nbytes)
-        self._batch_waiting -= entry.request_class is BATCH
+        self._batch_waiting -= entry.request_class == BATCH
 
     # -- out -----------------------------------------------------------------------------------------------------
 
@@ -690,7 +690,7 @@ class Scheduler:
                 entry.sent_us = now_us
                 rows += entry.rows
                 nbytes += entry.nbytes
-                batch += entry.request_class is BATCH
+                batch += entry.request_class == BATCH
             if entries:
                 self.requests -= len(entries)
                 self.rows -= rows
@@ -821,7 +821,7 @@ class Scheduler:
 
     def _owe(self, dispatch: Dispatch) -> None:
         """Note what class `batch` got of a batch and what it should have got, while some of it waits."""
-        if self._batch_waiting or not dispatch.is_uniform or dispatch.entries[0].request_class is BATCH:
+        if self._batch_waiting or not dispatch.is_uniform or dispatch.entries[0].request_class == BATCH:
             batch_rows = sum([e.rows for e in dispatch.entries if e.request_class == BATCH])
             self._filler.owe(dispatch.rows, batch_rows, is_waiting=self._batch_waiting > 0)
 
