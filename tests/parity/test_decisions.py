@@ -29,8 +29,9 @@ def replay(case: str, seed: int, gateways: int) -> str:
     return f"replay: .venv/bin/python -m pytest tests/parity/test_decisions.py -k '{case}-{seed}-{gateways}'"
 
 
-# What two gateways do within one microsecond has no order that the other could know; this seed's trace has no such tie.
-SEED_OF_TWO = 2
+# What two gateways do within one microsecond has no order between them, and their batches meet at replicas in either;
+# in this seed's trace that makes no difference.
+SEED_OF_TWO = 7
 PLAYS = [(case, seed, 1) for case in CASES for seed in SEEDS] + [(case, SEED_OF_TWO, 2) for case in CASES]
 every_play = pytest.mark.parametrize(("case", "seed", "gateways"), PLAYS, ids=["-".join(map(str, p)) for p in PLAYS])
 

@@ -305,7 +305,7 @@ class World:
             if not entry.is_tolerated:
                 assert entry.deadline_us > self.now_us, "sent after its deadline"
                 if self.config.batching.policy == "deadline":
-                    done_us = free_us + estimate.safe_us(dispatch.rows) * replica.slowness
+                    done_us = free_us + estimate.time_us(dispatch.rows) * replica.slowness
                     assert done_us <= entry.deadline_us, "sent although it was known to come too late"
 
     def _check_wait(self, wait: Wait) -> None:

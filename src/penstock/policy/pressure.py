@@ -14,7 +14,7 @@ SHED_RATIO_MAX = 0.03
 # From this part of requests not served on it is taken to be overload, not chance.
 OVERLOAD_RATIO = 0.1
 # Those parts are averaged over about this many requests.
-RATIO_MEMORY = 500
+RATIO_MEMORY = 2_000
 # Below this a part is taken to be none.
 NEGLIGIBLE_RATIO = 1e-4
 # Predictions err. Each request that is dropped although it was admitted adds this part of a batch's time to the margin

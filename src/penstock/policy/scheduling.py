@@ -372,13 +372,13 @@ class Scheduler:
         free_us = sorted([max(r.free_us, r.ejected_until_us, now_us) for r in self.replicas])
         overhead_us = round(self._overhead_us)
         rows_ahead, share = self._rows_ahead(entry)
+        is_overload = self._is_overload(queue)
         if rows_ahead + entry.rows <= share * batch_rows and share < 1.0:
             # Its tenant has less waiting than its share of a batch: it is in the next one, whatever others have.
             completion_us = free_us[0] + overhead_us + estimate.time_us(batch_rows)
         else:
             margin_us = overhead_us
-            is_shedding = self._is_overload(queue)
-            if is_shedding:
+            if is_overload:
                 # There is more work than can be done: better refused now than dropped when it has waited.
                 margin_us += self._pressure.judge_us(allowed_us, estimate.time_us(batch_rows))
             if queue.requests and not queue.alone:
@@ -390,7 +390,7 @@ class Scheduler:
                 rows=entry.rows,
                 first_rows=first_rows,
                 batch_rows=batch_rows,
-                last_rows_min=batch_rows if is_shedding else 1,
+                last_rows_min=batch_rows if is_overload else 1,
                 time_us=estimate.time_us,
             )
         if completion_us <= entry.deadline_us:
@@ -399,7 +399,8 @@ class Scheduler:
             self._probed_us = now_us
             return None
         if (
-            self._is_lateness_allowed(entry)
+            not is_overload
+            and self._is_lateness_allowed(entry)
             and completion_us <= entry.deadline_us + self.config.slo_us // LATE_SLO_PART
         ):
             return None
@@ -624,27 +625,33 @@ class Scheduler:
             self._fill(queue, rows_max, now_us, entries)
             return dropped, entries
         estimate = queue.estimate
+        # Under overload whoever might be late only takes the place of somebody who would not be.
+        time_us = estimate.safe_us if self._pressure.is_overload else estimate.time_us
         start_us = max(now_us, replica.free_us) + round(self._overhead_us)
         slowness = replica.slowness
+
+        def done_us(rows: int) -> float:
+            return start_us + time_us(rows) * slowness
+
         rows = max(min(queue.rows, rows_max), *[e.rows for e in queue.heads()])
-        if view.deadline_us >= start_us + estimate.safe_us(rows) * slowness:  # the whole batch, and all in time
+        if view.deadline_us >= done_us(rows):  # the whole batch, and all in time
             self._fill(queue, rows_max, now_us, entries)
             return [], entries
         floor = view.target
         if self._speed() < 2:
             floor = min(-int(-floor * SOLE_REPLICA_RATIO // 1), self._size_max)
         floor = max(min(rows, floor), 1)
-        dropped, first_us, floor = self._screen(queue, start_us, slowness, floor, entries)
+        dropped, first_us, floor = self._screen(queue, done_us, floor, entries)
         rows = min(queue.rows + sum([e.rows for e in entries]), rows_max)
-        while rows > floor and first_us < start_us + estimate.safe_us(rows) * slowness:
+        while rows > floor and first_us < done_us(rows):
             rows -= 1
         self._fill(queue, rows, now_us, entries)
         return dropped, entries
 
     def _screen(
-        self, queue: SignatureQueue, start_us: int, slowness: float, floor: int, entries: list[Entry]
+        self, queue: SignatureQueue, done_us: Callable[[int], float], floor: int, entries: list[Entry]
     ) -> tuple[list[Entry], int, int]:
-        """Sort out who cannot be done in a batch that begins at `start_us` and is large enough.
+        """Sort out who cannot be done in time in a batch that is large enough; `done_us` tells when one is done.
 
         Large enough is `floor`, or what is left without those sorted out: for less nobody need go.
         Those who are late by the model's own SLO stay while it is kept without them; they go first into the batch.
@@ -659,7 +666,7 @@ class Scheduler:
         for lane in queue.lanes.values():
             while (head := lane.head()) is not None:
                 rows = max(min(floor, queue.rows + late_rows - head.rows), head.rows)
-                if head.deadline_us >= start_us + queue.estimate.safe_us(rows) * slowness:
+                if head.deadline_us >= done_us(rows):
                     first_us = min(first_us, head.deadline_us)
                     rows_kept = min(rows_kept, rows)
                     break

@@ -1,6 +1,6 @@
 """Laws of pressure: what part is late or shed, when lateness is allowed, the margin learned under overload."""
 
-from penstock.policy.pressure import MARGIN_RATIO_MAX, OVERLOAD_RATIO, Pressure
+from penstock.policy.pressure import MARGIN_RATIO_MAX, OVERLOAD_RATIO, RATIO_MEMORY, Pressure
 
 BATCH_US = 10_000
 SLO_US = 100_000
@@ -29,7 +29,7 @@ def test_lateness_is_allowed_only_while_the_slo_is_kept() -> None:
         pressure.count_served(1, late=int(is_late))
         late += is_late
     # From none to what is allowed, and then no more: the average starts at none, too.
-    assert 0.03 * 20_000 < late < 0.05 * 20_000 + 50
+    assert 0.03 * 20_000 < late < 0.05 * (20_000 + RATIO_MEMORY)
 
 
 def test_no_lateness_is_allowed_while_others_are_refused() -> None:
