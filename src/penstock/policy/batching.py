@@ -68,8 +68,6 @@ class QueueView:
         latest_us: The last moment at which one more request could still join without making the first one late.
         size_max: Largest batch now: the model's, or what `adaptive` has learned.
         spaced_us: Before this, batches would leave bunched together.
-        staged_rows_min: Rows below which a batch is not worth sending behind another, since a model that is faster than
-            the way to it is not kept busy by it, while each batch costs the gateway time.
         is_sole: There is one replica, or a share of one.
         is_scarce: Replicas barely keep up even with the largest batches that make sense.
     """
@@ -85,7 +83,6 @@ class QueueView:
     latest_us: int
     size_max: int
     spaced_us: int
-    staged_rows_min: int
     is_sole: bool
     is_scarce: bool
 
@@ -134,8 +131,6 @@ def decide_close(config: Batching, view: QueueView, *, now_us: int) -> Close | W
 
 
 def _decide_by_deadline(config: Batching, view: QueueView, now_us: int) -> Close | Wait:
-    if not view.idle and view.rows < view.staged_rows_min and now_us < view.latest_us:
-        return Wait(view.latest_us)
     if config.mode != "throughput":
         if view.rows >= view.target:
             return _CLOSE[CloseReason.ENOUGH]

@@ -43,10 +43,10 @@ class BatchFiller:
         """Move up to `rows_max` rows from a queue into a batch; its first entry even if it alone is larger."""
         lanes = [lane for lane in queue.lanes.values() if lane.requests]
         if len(lanes) == 1:
-            _draw_in_order(lanes[0], rows_max, entries)
+            lanes[0].draw(rows_max, entries)
         elif queue.rows <= rows_max:
             for lane in lanes:
-                _draw_in_order(lane, lane.rows, entries)
+                lane.draw(lane.rows, entries)
         else:
             self._fill_by_class(lanes, rows_max, entries)
 
@@ -65,23 +65,12 @@ class BatchFiller:
         if rows_max <= 0:
             return 0
         if len(lanes) == 1:
-            return _draw_in_order(lanes[0], rows_max, entries)
+            return lanes[0].draw(rows_max, entries)
         if sum(lane.rows for lane in lanes) <= rows_max:
-            return sum([_draw_in_order(lane, lane.rows, entries) for lane in lanes])
+            return sum([lane.draw(lane.rows, entries) for lane in lanes])
         row_us = lanes[0].queue.estimate.time_us(rows_max) / rows_max
         rows = _draw_by_deadline(lanes, rows_max, entries, self._ledger.allowances(rows_max, row_us))
         return rows + _draw_by_deadline(lanes, rows_max - rows, entries, None)
-
-
-def _draw_in_order(lane: Lane, rows_max: int, entries: list[Entry]) -> int:
-    """Move entries of one lane into a batch until one does not fit; return how many rows."""
-    rows = 0
-    while rows < rows_max and (head := lane.head()) is not None:
-        if rows + head.rows > rows_max and (rows or entries):
-            break
-        entries.append(lane.pop())
-        rows += head.rows
-    return rows
 
 
 def _draw_by_deadline(

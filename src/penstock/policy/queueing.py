@@ -9,6 +9,7 @@ from collections import deque
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
 
+from penstock.policy.fairness import Account
 from penstock.policy.profiling import ServiceEstimate
 from penstock.policy.rates import ArrivalRate
 
@@ -110,14 +111,27 @@ class Lane:
 
     Attributes:
         requests, rows: Waiting now.
+        account: Of its tenant, if that has been looked up.
     """
 
-    __slots__ = ("_late", "_ordered", "_sequence", "_stale", "queue", "request_class", "requests", "rows", "tenant")
+    __slots__ = (
+        "_late",
+        "_ordered",
+        "_sequence",
+        "_stale",
+        "account",
+        "queue",
+        "request_class",
+        "requests",
+        "rows",
+        "tenant",
+    )
 
     def __init__(self, queue: "SignatureQueue", request_class: RequestClass, tenant: str) -> None:
         self.queue = queue
         self.request_class = request_class
         self.tenant = tenant
+        self.account: Account | None = None
         self.requests = 0
         self.rows = 0
         self._ordered: deque[Entry] = deque()
@@ -162,6 +176,37 @@ class Lane:
         entry = heappop(late)[2] if is_late else ordered.popleft()
         self._leave(entry)
         return entry
+
+    def draw(self, rows_max: int, entries: list[Entry]) -> int:
+        """Move entries into a batch until one does not fit; return how many rows.
+
+        An entry that is the first of its batch travels even if it alone is larger.
+        """
+        rows = count = 0
+        ordered = self._ordered
+        if self._late:
+            while rows < rows_max and (head := self.head()) is not None:
+                if rows + head.rows > rows_max and (rows or entries):
+                    break
+                entries.append(self.pop())
+                rows += head.rows
+            return rows
+        while ordered and rows < rows_max:
+            entry = ordered[0]
+            if entry.state is not QUEUED:
+                self._stale -= 1
+            elif rows + entry.rows > rows_max and (rows or entries):
+                break
+            else:
+                entries.append(entry)
+                rows += entry.rows
+                count += 1
+            ordered.popleft()
+        self.requests -= count
+        self.rows -= rows
+        self.queue.requests -= count
+        self.queue.rows -= rows
+        return rows
 
     def forget(self, entry: Entry) -> None:
         """An entry that waits here leaves by another way than the head. Set its state first."""

@@ -328,8 +328,14 @@ class Scheduler:
         if len(queue.lanes) >= LANES_MAX:
             queue.sweep()
         entry.queued_us = now_us
-        queue.lane(entry.request_class, entry.tenant).push(entry)
-        self.ledger.enter(entry.tenant, entry.nbytes)
+        lane = queue.lane(entry.request_class, entry.tenant)
+        lane.push(entry)
+        account = lane.account
+        if account is not None and account.waiting:  # its tenant is in the ledger, with others waiting
+            account.waiting += 1
+            account.nbytes += entry.nbytes
+        else:
+            lane.account = self.ledger.enter(entry.tenant, entry.nbytes)
         self._batch_waiting += entry.request_class == BATCH
         self.requests += 1
         self.rows += entry.rows
@@ -564,7 +570,7 @@ class Scheduler:
         first = heads[0] if len(heads) == 1 else min(heads, key=_deadline_of)
         oldest_us = first.queued_us if len(heads) == 1 else min([e.queued_us for e in heads])
         size_max = self._size_max if self._adaptive is None else self._adaptive.rows
-        target, limit, period_us, latest_us, spaced_us, staged_rows_min = 1, size_max, 0, 0, 0, 0
+        target, limit, period_us, latest_us, spaced_us = 1, size_max, 0, 0, 0
         if self._policy == "deadline" and not queue.alone:
             estimate = queue.estimate
             speed = self._speed()
@@ -588,8 +594,6 @@ class Scheduler:
             )
             latest_us = first.deadline_us - estimate.tail_us(min(queue.rows + 1, size_max)) - GUARD_US
             latest_us -= round(self._overhead_us)
-            if not idle and estimate.time_us(queue.rows) < self._overhead_us:
-                staged_rows_min = min([replica.in_flight[0].rows for replica in available])
             if queue.rows > size_max and speed >= 2 and self._pressure.is_overload:
                 spaced_us = self._sent_us + round(SPACING_RATIO * estimate.time_us(size_max) / speed)
         return QueueView(
@@ -604,7 +608,6 @@ class Scheduler:
             latest_us=latest_us,
             size_max=size_max,
             spaced_us=spaced_us,
-            staged_rows_min=staged_rows_min,
             is_sole=self._speed() < 2,
             is_scarce=target > 1 and target >= limit,
         )

@@ -40,7 +40,6 @@ VIEW = QueueView(
     latest_us=40_000,
     size_max=8,
     spaced_us=0,
-    staged_rows_min=0,
     is_scarce=False,
     is_sole=False,
 )
@@ -282,12 +281,3 @@ def test_without_an_slo_a_learned_size_only_grows() -> None:
     for _ in range(5):
         size.observe(size.rows, 10**9)
     assert size.rows == 3
-
-
-def test_a_fast_model_is_sent_no_small_batch_behind_another() -> None:
-    """Behind a running batch one goes that is as large; a smaller one waits for the reply or its last useful moment."""
-    view = seen(rows=3, staged_rows_min=4)
-    assert decide_close(Batching(), view, now_us=QUEUED_US) == Wait(view.latest_us)
-    assert decide_close(Batching(), view, now_us=view.latest_us) == Close(CloseReason.ENOUGH)
-    assert decide_close(Batching(), replace(view, rows=4), now_us=QUEUED_US) == Close(CloseReason.ENOUGH)
-    assert decide_close(Batching(), replace(view, idle=1), now_us=QUEUED_US) == Close(CloseReason.ENOUGH)
