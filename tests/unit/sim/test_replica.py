@@ -94,11 +94,11 @@ def test_late_requests_come_back_unexecuted() -> None:
     """Who could not make it even alone is returned, and the others run without them."""
     bench = Bench()
     blocking = bench.send(0, 4)
-    late = bench.send(1, 1, 1, deadline_us=500, sent_us=1)
+    late = bench.send(1, 1, 1, deadline_us=499, sent_us=1)
     late.dispatch.entries[1].deadline_us = FAR_US
     bench.run()
     assert blocking.late == []
-    assert late.late == [late.dispatch.entries[0]]  # 500 - 400 left, and it takes 100: not in time
+    assert late.late == [late.dispatch.entries[0]]  # 99 left, and it takes 100: not in time
     assert (late.served.rows, late.served.service_us) == (1, 100)
 
 
