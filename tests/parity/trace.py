@@ -39,7 +39,7 @@ _FLOAT_BYTES = 4
 
 
 def _source(name: str, rate: float, rows: int, **terms: object) -> Source:
-    return Source(name, BURST, rate, rows=(rows,), nbytes=_FLOAT_BYTES * rows, **terms)  # type: ignore[arg-type]
+    return Source(name, BURST, rate, rows=(rows,), nbytes=_FLOAT_BYTES * rows, **terms)  # type: ignore[arg-type]  # fields by name, each of its own type
 
 
 def scenario_of(case: str, *, gateways: int = 1) -> Scenario:

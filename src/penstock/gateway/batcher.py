@@ -137,7 +137,7 @@ class ModelBatcher:
             allowed_us = work.deadline_us - work.arrived_us
             message = (
                 f"{name}: expected to be done within {allowed_us / 1_000:.1f} ms of its arrival, predicted"
-                f" {refusal.predicted_us / 1_000:.1f} ms; retry later, or allow more time"
+                f" {refusal.predicted_us / 1_000:.1f} ms; retry later, or allow more by penstock-timeout-ms"
             )
         elif refusal.reason is RefusalReason.TENANT_FULL:
             message = f"{name}: tenant {work.tenant!r} has its share of the queue waiting; retry later"
@@ -235,7 +235,11 @@ class ModelBatcher:
 
     def _refuse_expired(self, work: Work, now_us: int) -> None:
         waited_ms = (now_us - work.arrived_us) / 1_000
-        message = f"model {self.spec.name!r}: the deadline passed after {waited_ms:.1f} ms, before execution"
+        allowed_ms = (work.deadline_us - work.arrived_us) / 1_000
+        message = (
+            f"model {self.spec.name!r}: the deadline passed before execution: {allowed_ms:g} ms were allowed, by"
+            f" penstock-timeout-ms, parameters.timeout or the model's own, and {waited_ms:.1f} have passed"
+        )
         self._refuse_safely(work, Refusal(504, message, RefusalReason.EXPIRED), now_us)
 
     def end(self, status: int, message: str, reason: RefusalReason) -> None:

@@ -99,7 +99,7 @@ class InferenceRequest(msgspec.Struct, eq=False, gc=False):
     def with_payload(self, payload: bytes) -> "InferenceRequest":
         """Return the same request with other data of the same length."""
         # copy.copy finds the same method, but to look for it costs several times the copy; stubs leave it out.
-        other: InferenceRequest = self.__copy__()  # type: ignore[attr-defined]
+        other: InferenceRequest = self.__copy__()  # type: ignore[attr-defined]  # msgspec gives it one
         other.payload = (payload,)
         return other
 

@@ -13,7 +13,7 @@ DRAWS = 40_000
 
 def device(speed: float = 1.0, seed: int = 1, **model: float) -> Device:
     """Return a device with a stream of its own."""
-    return Device(DeviceModel(PROFILE, **model), speed, np.random.default_rng(seed))  # type: ignore[arg-type]
+    return Device(DeviceModel(PROFILE, **model), speed, np.random.default_rng(seed))  # type: ignore[arg-type]  # fields by name, each of its own type
 
 
 @pytest.mark.parametrize(("rows", "time_us"), [(1, 1_000), (2, 1_500), (3, 2_000), (4, 2_500), (6, 3_500)])

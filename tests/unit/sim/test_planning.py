@@ -44,7 +44,7 @@ def question(rate: float = 3_000.0, **changes: object) -> Question:
     )
     streams = (partial(seeded_stream, 1), partial(seeded_stream, 2))
     asked = Question(scenario, streams, headroom_ratio=0.0, replicas_max=16, requests=1_500)
-    return replace(asked, **changes)  # type: ignore[arg-type]
+    return replace(asked, **changes)  # type: ignore[arg-type]  # fields by name, each of its own type
 
 
 def test_holding_means_what_it_means_to_the_load_generator() -> None:
@@ -64,7 +64,7 @@ def test_holding_means_what_it_means_to_the_load_generator() -> None:
 )
 def test_a_trial_holds_within_both_limits(changes: dict[str, float], holds: bool) -> None:
     """95 % in time and at most 1 % failed or shed: at the limits it holds, past either it does not."""
-    assert replace(TRIAL, **changes).holds is holds  # type: ignore[arg-type]
+    assert replace(TRIAL, **changes).holds is holds  # type: ignore[arg-type]  # fields by name, each of its own type
 
 
 def test_the_best_rate_is_that_of_the_best_batch() -> None:

@@ -33,7 +33,7 @@ def every(period_ms: float, count: int, **source: object) -> Scenario:
     sender = Source("all", arrivals=Arrivals("constant"), rate=1e3 / period_ms)
     return Scenario(
         "by hand",
-        (replace(sender, **source),),  # type: ignore[arg-type]
+        (replace(sender, **source),),  # type: ignore[arg-type]  # fields by name, each of its own type
         FLAT,
         duration_us=round(period_ms * 1_000 * count),
         batching=Batching(policy="size_or_timeout", size_max=2, wait_us_max=1_000_000),
