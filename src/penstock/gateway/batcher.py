@@ -238,7 +238,7 @@ class ModelBatcher:
         allowed_ms = (work.deadline_us - work.arrived_us) / 1_000
         message = (
             f"model {self.spec.name!r}: the deadline passed before execution: {allowed_ms:g} ms were allowed, by"
-            f" penstock-timeout-ms, parameters.timeout or the model's own, and {waited_ms:.1f} have passed"
+            f" penstock-timeout-ms, parameters.timeout or the model's own, and {waited_ms:.1f} ms have passed"
         )
         self._refuse_safely(work, Refusal(504, message, RefusalReason.EXPIRED), now_us)
 
