@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from penstock.core.arrivals import parse_arrivals, plan_arrivals
 from penstock.core.tensors import DATATYPES, TensorSpec
-from penstock.load.driver import FAILURE_REASONS, SHED
+from penstock.load.driver import FAILURE_REASONS, LIMITED, SHED
 from penstock.load.inputs import RequestPool, Target, build_request_pool
 from penstock.load.reporting import Measurement, build_report, percentile_us
 from penstock.load.verdict import over_slo_allowed
@@ -64,9 +64,9 @@ def test_percentiles_are_numpys(values: list[int], ratio: float) -> None:
     assert percentile_us(sorted(values), ratio) == np.percentile(values, ratio * 100, method="inverted_cdf")
 
 
-@given(st.lists(st.integers(0, 200_000) | st.sampled_from([SHED, *FAILURE_REASONS]), max_size=300))
+@given(st.lists(st.integers(0, 200_000) | st.sampled_from([SHED, LIMITED, *FAILURE_REASONS]), max_size=300))
 def test_the_report_conserves_requests(outcomes: list[int]) -> None:
-    """Completed, shed and failed add up to the plan; a held SLO means p95 of the answers held it."""
+    """Completed, shed, limited and failed add up to the plan; a held SLO means p95 of the answers held it."""
     count = len(outcomes)
     measurement = Measurement(
         latency_us=np.array(outcomes, dtype=np.int64),
@@ -79,7 +79,7 @@ def test_the_report_conserves_requests(outcomes: list[int]) -> None:
         status_counts={},
     )
     report = build_report(measurement)
-    assert report["completed"] + report["shed"] + report["failed"] == count
+    assert sum(report[name] for name in ("completed", "shed", "limited", "failed")) == count
     if report["slo_held"]:
         assert report["latency_ms"]["p95"] <= report["slo_ms"]
 

@@ -32,11 +32,17 @@ __all__ = [
 
 
 class Demand(msgspec.Struct, frozen=True, array_like=True):
-    """So many tokens of one bucket: `cost` is 0 .. burst; what costs more never reaches an authority."""
+    """So many tokens of one bucket.
+
+    Attributes:
+        cost: 0 .. burst; what costs more never reaches an authority.
+        is_held: Whether it may be settled, if its check has a `hold`.
+    """
 
     key: str
     quota: Quota
     cost: int
+    is_held: bool = True
 
 
 class SlotDemand(msgspec.Struct, frozen=True, array_like=True):

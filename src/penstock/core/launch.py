@@ -1,7 +1,8 @@
 """What the head tells a child process when it starts it: one JSON argument, decoded by the child's entry module."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from penstock.core.limits import LimitSettings
 from penstock.core.models import ModelSource
 
 __all__ = ["GatewayLaunch", "HttpLimits", "ReplicaLaunch"]
@@ -40,19 +41,23 @@ class GatewayLaunch:
         index: 0 .. gateways-1.
         http: `host:port` to bind with SO_REUSEPORT; the port is never 0 (the head has chosen one).
         control: Path of the head's control socket.
-        limits: HTTP bounds.
+        http_limits: HTTP bounds.
         access_log: Write one JSON line per request to stderr.
         canary_age_us_max: A model is ready while its last success is younger than this.
         orphan_us: How long to go on serving without a head before draining.
+        limits: How much callers may ask for, and who counts it.
+        requires_key: Refuse callers without an API key.
     """
 
     index: int
     http: str
     control: str
-    limits: HttpLimits = HttpLimits()
+    http_limits: HttpLimits = HttpLimits()
     access_log: bool = False
     canary_age_us_max: int = 10_000_000
     orphan_us: int = 300_000_000
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    requires_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)

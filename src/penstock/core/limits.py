@@ -98,8 +98,7 @@ class Quota(msgspec.Struct, frozen=True, array_like=True):
         return self.burst * self.weight
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimit:
+class RateLimit(msgspec.Struct, frozen=True, tag="rate"):
     """At most `burst + tokens * t / per` tokens in any window of length t.
 
     Args:
@@ -133,6 +132,8 @@ class RateLimit:
             got = getattr(self, field)
             if got < least:
                 raise ValueError(f"{field}: expected at least {least}, got {got}")
+        if self.split > 1 and self.cost is Cost.TOKENS:
+            raise ValueError("split: expected 1 with cost tokens, which are settled where they were charged, got more")
         if self.split > self.burst:
             raise ValueError(f"split: expected at most burst ({self.burst}), got {self.split}")
         self.quota()
@@ -156,9 +157,13 @@ class RateLimit:
             period = self.per_us // tick_us * parts
             common = gcd(self.tokens, period)
             drain, weight = self.tokens // common, period // common
-            # Level, one more charge, and one tick's drain are the largest sums that the bucket forms.
-            if 2 * burst * weight + drain < EXACT_MAX:
-                leased = burst // 2 if burst >= LEASED_BURST_MIN else 0
+            # Level, one more charge, and one tick's drain are the largest sums that the bucket forms; the instant at
+            # which the deepest debt is drained is the latest. Half of EXACT_MAX is left for the clock: until 2112.
+            full_us = 2 * burst * weight // drain * tick_us
+            if 2 * burst * weight + drain < EXACT_MAX and full_us < EXACT_MAX // 2:
+                # What is settled afterwards needs a charge of its own at the authority.
+                is_lent = burst >= LEASED_BURST_MIN and self.cost is not Cost.TOKENS
+                leased = burst // 2 if is_lent else 0
                 return Quota(drain, weight, tick_us, burst, leased, self.failover is Failover.HARD)
         raise ValueError(
             f"{self.tokens} tokens per {self.per_us} µs with burst {self.burst}: expected numbers that can be counted"
@@ -166,8 +171,7 @@ class RateLimit:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ConcurrencyLimit:
+class ConcurrencyLimit(msgspec.Struct, frozen=True, tag="concurrency"):
     """At most `slots` requests in progress at once.
 
     Args:
@@ -236,7 +240,7 @@ class LimitSettings:
 
     limits: tuple[Limit, ...] = ()
     tiers: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    deadline_us: int = 10_000
+    deadline_us: int = 20_000
     lease_us: int = 1_000_000
     redis: str = ""
     prefix: str = "penstock"

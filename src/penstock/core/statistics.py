@@ -15,6 +15,7 @@ __all__ = [
     "BatchStatistics",
     "GatewayStatistics",
     "Histogram",
+    "LimitStatistics",
     "ModelStatistics",
     "TenantStatistics",
     "jain_index",
@@ -147,6 +148,24 @@ class ModelStatistics(msgspec.Struct):
         return jain_index(t.device_us / weights.get(name, 1.0) for name, t in self.tenants.items())
 
 
+class LimitStatistics(msgspec.Struct, array_like=True):
+    """Decisions under one limit, all of its keys together.
+
+    Attributes:
+        local: Admitted by tokens lent to the gateway.
+        checked: Admitted by the authority.
+        alone: Admitted although the authority did not answer, as `unreachable` says.
+        rejected: Rejected, by whomever.
+        stranded: Tokens lent to the gateway that ran out unused.
+    """
+
+    local: int = 0
+    checked: int = 0
+    alone: int = 0
+    rejected: int = 0
+    stranded: int = 0
+
+
 class GatewayStatistics(msgspec.Struct):
     """Counts of one gateway process.
 
@@ -158,6 +177,9 @@ class GatewayStatistics(msgspec.Struct):
         protocol_errors: Connections closed for HTTP that could not be answered in good order, by reason.
         timeouts: Connections closed by the header, body or idle timeout, by which.
         parse: µs from the first byte of a request at hand to the last.
+        limits: By the name of the limit.
+        limit_calls: Calls to the authority over limits; one carries the operations of one turn of the event loop.
+        limit_epochs: Times the authority came back as another: it may have lost what it knew.
     """
 
     models: dict[str, ModelStatistics] = msgspec.field(default_factory=dict)
@@ -167,6 +189,9 @@ class GatewayStatistics(msgspec.Struct):
     protocol_errors: dict[str, int] = msgspec.field(default_factory=dict)
     timeouts: dict[str, int] = msgspec.field(default_factory=dict)
     parse: Histogram = msgspec.field(default_factory=Histogram)
+    limits: dict[str, LimitStatistics] = msgspec.field(default_factory=dict)
+    limit_calls: int = 0
+    limit_epochs: int = 0
 
 
 _GAUGES = frozenset({"pending", "limit", "connections"})

@@ -39,7 +39,7 @@ class Ledger:
     """The accounts of one model's tenants.
 
     Args:
-        weights: By tenant; those not named weigh 1.
+        weights: By tenant; those not named weigh what their requests say, else 1.
     """
 
     __slots__ = ("_level_us", "_top_us", "_weights", "accounts", "backlogged")
@@ -51,13 +51,22 @@ class Ledger:
         self._top_us = 0.0  # the highest virtual time anybody has had
         self._level_us = 0.0  # that, when last nobody waited: all who came since begin at least there
 
-    def enter(self, tenant: str, nbytes: int = 0) -> Account:
-        """A request of this tenant begins to wait."""
+    def enter(self, tenant: str, nbytes: int = 0, weight: float = 0.0) -> Account:
+        """A request of this tenant begins to wait.
+
+        Args:
+            tenant: On whose account it runs.
+            nbytes: Of its inputs.
+            weight: What its caller's key says the tenant weighs, if the ledger's own weights do not name it; 0 for
+                nothing.
+        """
         account = self.accounts.get(tenant)
         if account is None:
             if len(self.accounts) >= ACCOUNTS_MAX:
                 self.accounts = dict(self.backlogged)
-            account = self.accounts[tenant] = Account(tenant, self._weights.get(tenant, 1.0))
+            account = self.accounts[tenant] = Account(tenant, self._weights.get(tenant, weight or 1.0))
+        elif weight and weight != account.weight and tenant not in self._weights:
+            account.weight = weight
         if not account.waiting:
             if self.backlogged:
                 level_us = max(min([a.virtual_us for a in self.backlogged.values()]), self._level_us)
@@ -84,9 +93,13 @@ class Ledger:
             account.virtual_us += device_us / account.weight
             self._top_us = max(self._top_us, account.virtual_us)
 
-    def share(self, tenant: str) -> float:
-        """Return this tenant's share of the device among those that wait, itself included, 0-1."""
-        mine = self._weights.get(tenant, 1.0)
+    def share(self, tenant: str, weight: float = 0.0) -> float:
+        """Return this tenant's share of the device among those that wait, itself included, 0-1.
+
+        `weight` is as of `enter`.
+        """
+        account = self.accounts.get(tenant)
+        mine = self._weights.get(tenant) or weight or (account.weight if account else 1.0)
         others = sum(a.weight for name, a in self.backlogged.items() if name != tenant)
         return mine / (mine + others)
 

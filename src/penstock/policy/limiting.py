@@ -9,42 +9,48 @@ Source: the leaky bucket as a meter, ITU-T I.371 annex A; the floor under lent t
 (docs/rate-limiting.md).
 """
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 from penstock.core.limits import Quota
 
 __all__ = ["Bucket", "advance", "charge", "credit", "expiry_us", "fill", "fits", "remaining", "start_bucket", "wait_us"]
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """What is kept of one key.
+class Bucket(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of one key: a struct because a head makes two anew for each check, and each of numbers alone.
 
     Attributes:
         level: Units in it, 0 .. twice the capacity: what was used beyond its estimate is a debt above the rim.
         at_us: When that was so. Never falls: a clock that steps back drains nothing twice.
-        drain, weight, tick_us: Of the quota it was counted under.
-        leased: Tokens lent out, until `leased_until_us`.
+        since_us: When this count began: the bucket was new, or its quota another before. Of what was charged earlier
+            nothing is known to be in it, so nothing of that is ever given back.
+        drain, weight, tick_us: Of the quota it is counted under.
+        leased: Tokens lent out, until `leased_until_us`, both by the bucket's own time.
+        epoch_us: Under a `hard` quota, the instant that tells the authority that counts it from any before; else 0.
     """
 
     level: int
     at_us: int
+    since_us: int
     drain: int
     weight: int
     tick_us: int
     leased: int = 0
     leased_until_us: int = 0
+    epoch_us: int = 0
 
 
 def start_bucket(quota: Quota, now_us: int, *, level: int = 0) -> Bucket:
     """Return the bucket of a key nobody has used: full of tokens, unless `level` units are in it already."""
-    return Bucket(level, now_us, quota.drain, quota.weight, quota.tick_us)
+    return Bucket(level, now_us, now_us, quota.drain, quota.weight, quota.tick_us)
 
 
 def advance(bucket: Bucket, quota: Quota, now_us: int) -> Bucket:
     """Return the bucket as it is at `now_us`, or at its own time if that is later, counted under `quota`.
 
-    Under another quota than before, its backlog in tokens is kept, rounded up: a change of limits gives nothing away.
+    Under another quota than before, its backlog in tokens is kept, rounded up, and it drains from the next tick on: a
+    change of limits gives nothing away, however often it is made.
     """
     now_us = max(now_us, bucket.at_us)
     if bucket.leased and bucket.leased_until_us <= now_us:
@@ -54,7 +60,16 @@ def advance(bucket: Bucket, quota: Quota, now_us: int) -> Bucket:
     if (bucket.drain, bucket.weight, bucket.tick_us) == (quota.drain, quota.weight, quota.tick_us):
         return bucket
     level = min(-(-bucket.level // bucket.weight) * quota.weight, 2 * quota.capacity)
-    return replace(bucket, level=level, drain=quota.drain, weight=quota.weight, tick_us=quota.tick_us)
+    at_us = -(-bucket.at_us // quota.tick_us) * quota.tick_us
+    return replace(
+        bucket,
+        level=level,
+        at_us=at_us,
+        since_us=at_us,
+        drain=quota.drain,
+        weight=quota.weight,
+        tick_us=quota.tick_us,
+    )
 
 
 def _drain(bucket: Bucket, until_us: int, burst: int) -> Bucket:
@@ -87,17 +102,17 @@ def credit(bucket: Bucket, quota: Quota, tokens: int, charged_at_us: int) -> tup
     """Undo a part of a charge, as far as the bucket has not drained since: more would let it be used twice.
 
     Without the charge the bucket would now be lower by at most what the charge added, and by at least that less all
-    that has drained since. The latter is given back.
+    that has drained since. The latter is given back; nothing of a charge from before the bucket's count began.
 
     Returns:
-        The bucket, and the whole tokens by which it is emptier.
+        The bucket, and the tokens by which it is emptier.
     """
     ticks = bucket.at_us // quota.tick_us - charged_at_us // quota.tick_us
     units = tokens * quota.weight
     units -= quota.drain * min(max(ticks, 0), -(-units // quota.drain))
     floor = min(min(bucket.leased, quota.burst) * quota.weight, bucket.level)
-    level = max(bucket.level - max(units, 0), floor)
-    return replace(bucket, level=level), (bucket.level - level) // quota.weight
+    back = max(min(units, bucket.level - floor), 0) // quota.weight
+    return replace(bucket, level=bucket.level - back * quota.weight), back
 
 
 def remaining(bucket: Bucket, quota: Quota) -> int:

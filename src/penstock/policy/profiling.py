@@ -23,7 +23,7 @@ AGE_US_MAX = 60_000_000
 # The estimate is made anew after this many observations: the cost of it is spread over as many batches.
 REFRESH_EVERY = 8
 # Times whose slowest execution is this many times the median cannot be predicted: admission falls back to the
-# concurrency limit.
+# delay limit.
 SPREAD_MAX = 8.0
 # Who could probably be done in time is not dropped for what one slow execution took: of the tail at most this counts.
 SAFE_RATIO_MAX = 1.25

@@ -60,6 +60,7 @@ class Entry:
         deadline_us: When its answer is of no use any more.
         request_class: `INTERACTIVE` or `BATCH`.
         tenant: On whose account it runs.
+        weight: What the tenant's share of a contended device is by, if the model does not say; 0 if nobody says.
     """
 
     __slots__ = (
@@ -75,6 +76,7 @@ class Entry:
         "sent_us",
         "state",
         "tenant",
+        "weight",
     )
 
     lane: "Lane"
@@ -90,6 +92,7 @@ class Entry:
         *,
         request_class: RequestClass = INTERACTIVE,
         tenant: str = "",
+        weight: float = 0.0,
     ) -> None:
         self.rows = rows
         self.nbytes = nbytes
@@ -97,6 +100,7 @@ class Entry:
         self.deadline_us = deadline_us
         self.request_class = request_class
         self.tenant = tenant
+        self.weight = weight
         self.attempts = 0
         self.is_tolerated = False  # it is late and executed all the same
         self.state = QUEUED

@@ -68,7 +68,7 @@ LATE_SLO_PART = 16
 # While requests are refused as predicted late although a replica is idle, one is let through this often: only
 # executions can correct an estimate that is too high.
 PROBE_INTERVAL_US = 100_000
-# Of the SLO, the queue delay that the concurrency limit aims at (Breakwater: 40 %).
+# Of the SLO, the queue delay that the delay limit aims at (Breakwater: 40 %).
 DELAY_TARGET_RATIO = 0.4
 # A batch of only class `batch` takes at most this part of the SLO, so that an interactive request finds a replica.
 BATCH_CLASS_RATIO = 1 / 3
@@ -183,7 +183,7 @@ class Scheduler:
         replicas: Those that work.
         estimates: What batches cost, by length bucket; '' is the one measured at load.
         ledger: What tenants have been charged.
-        limit: The concurrency limit in force; 0 while execution times can be predicted.
+        limit: The delay limit in force; 0 while execution times can be predicted.
         ejections: How often a replica was put aside.
         retries: How many entries were sent again because their replica died while it may have been running them.
     """
@@ -230,7 +230,7 @@ class Scheduler:
 
     @property
     def limit(self) -> int:
-        """The concurrency limit in force; 0 if there is none."""
+        """The delay limit in force; 0 if there is none."""
         is_predicted = all(estimate.is_usable for estimate in self.estimates.values())
         return 0 if self._policy != "deadline" or is_predicted else self._delay_limit.limit
 
@@ -290,7 +290,7 @@ class Scheduler:
                 request_bytes=entry.nbytes,
                 tenant_requests=account.waiting if account else 0,
                 tenant_bytes=account.nbytes if account else 0,
-                share=self.ledger.share(tenant),
+                share=self.ledger.share(tenant, entry.weight),
             )
             if reason is not None:
                 return self._refuse(reason, now_us)
@@ -335,7 +335,7 @@ class Scheduler:
             account.waiting += 1
             account.nbytes += entry.nbytes
         else:
-            lane.account = self.ledger.enter(entry.tenant, entry.nbytes)
+            lane.account = self.ledger.enter(entry.tenant, entry.nbytes, entry.weight)
         self._batch_waiting += entry.request_class == BATCH
         self.requests += 1
         self.rows += entry.rows
@@ -432,7 +432,7 @@ class Scheduler:
             for (request_class, tenant), lane in queue.lanes.items():
                 if request_class <= entry.request_class and (not others or tenant == entry.tenant):
                     rows += lane.rows
-        return rows, self.ledger.share(entry.tenant) if others else 1.0
+        return rows, self.ledger.share(entry.tenant, entry.weight) if others else 1.0
 
     def abandon(self, entry: Entry) -> None:
         """Nobody wants this entry's answer any more: it leaves if it waits. Its state is DONE afterwards."""
@@ -633,7 +633,10 @@ class Scheduler:
         estimate = queue.estimate
         # Under overload whoever might be late only takes the place of somebody who would not be.
         time_us = estimate.safe_us if self._pressure.is_overload else estimate.time_us
-        start_us = max(now_us, replica.free_us) + round(self._overhead_us)
+        start_us = max(now_us, replica.free_us)
+        if replica.in_flight or now_us - self._sent_us < PROBE_INTERVAL_US:
+            start_us += round(self._overhead_us)
+        # Else nothing was sent for a while: the measured way may be that of a stall, and only an execution corrects it.
         slowness = replica.slowness
 
         def done_us(rows: int) -> float:

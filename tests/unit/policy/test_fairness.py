@@ -138,3 +138,26 @@ def test_accounts_are_bounded() -> None:
         assert len(ledger.accounts) <= ACCOUNTS_MAX
     assert ledger.accounts["first"].virtual_us == 400.0
     assert list(ledger.backlogged) == ["first"]
+
+
+def test_a_weight_that_a_request_names_counts_like_a_configured_one() -> None:
+    """Who enters with a weight gets the share it stands for, before its first entry and after, until that changes."""
+    ledger = Ledger({})
+    ledger.enter("b")
+    assert ledger.share("a", 3.0) == 0.75
+    ledger.enter("a", weight=3.0)
+    ledger.enter("a")
+    assert ledger.share("a") == 0.75
+    assert ledger.allowances(8, ROW_US) == {"b": 2.0, "a": 6.0}
+    ledger.enter("a", weight=1.0)
+    assert ledger.allowances(8, ROW_US) == {"b": 4.0, "a": 4.0}
+
+
+def test_a_configured_weight_goes_before_one_that_a_request_names() -> None:
+    """A tenant that the model's weights name keeps that weight, whatever its requests say."""
+    ledger = Ledger({"a": 3.0})
+    ledger.enter("b")
+    for _ in range(2):
+        ledger.enter("a", weight=1.0)
+    assert ledger.share("a", 1.0) == 0.75
+    assert ledger.allowances(8, ROW_US) == {"b": 2.0, "a": 6.0}

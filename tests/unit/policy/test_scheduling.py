@@ -249,6 +249,29 @@ def test_a_slow_replica_is_put_aside_and_taken_back() -> None:
     assert sent.count(0) >= len(sent) / 4
 
 
+@pytest.mark.parametrize("allowed_us", [SLO_US, SLO_US - 1])
+def test_a_stall_is_forgotten(allowed_us: int) -> None:
+    """After a process stood still for seconds, answers in time are given again, whoever named the deadline."""
+    # What a batch takes beyond its execution looks longer than anybody may wait then; only executions can correct it.
+    world = world_of(config_of(slo_us=SLO_US))
+    for _ in range(3):
+        world.arrive("k", 4, allowed_us)
+        world.settle()
+        world.now_us += 3_000_000
+        world.advance(0)
+        for _ in range(60):
+            world.arrive("k", 1, allowed_us)
+        world.settle()
+    world.drain()
+    answered = 0
+    for _ in range(600):
+        callers = [world.arrive("k", 1, allowed_us) for _ in range(4)]
+        world.settle()
+        world.advance(10_000)
+        answered = 4 * answered // 5 + sum(caller.fates == ["answered"] for caller in callers)
+    assert answered >= 4 * 5 - 4
+
+
 def test_the_last_replica_is_never_put_aside() -> None:
     """If the others die while a slow one is put aside it works again at once: slow is better than not at all."""
     world = world_of(config_of(), 2)
