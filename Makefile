@@ -18,7 +18,7 @@ EXAMPLES := $(VENV)/.examples
 # What scripts/build_examples.py leaves behind; if one is gone the examples are built again.
 EXAMPLE_FILES := examples/digits/model.onnx examples/minilm/model.onnx examples/minilm/tokenizer.json
 
-.PHONY: help setup serve test check fmt bench bench-fidelity FORCE
+.PHONY: help setup serve test check fmt bench bench-fidelity bench-limiters FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,10 @@ bench: $(EXAMPLES) ## Run the benchmarks, each beside its yardstick in the same 
 
 bench-fidelity: $(EXAMPLES) ## Compare the simulator with the live server on ten emulated fleets (ARGS=--quick: three)
 	@exec $(BIN)/python -m bench.fidelity $(ARGS)
+
+bench-limiters: $(INSTALLED) ## Compare limiters of other libraries with ours over one Redis (ARGS=--quick: see that it runs)
+	$(call need_command,redis-server,redis-server)
+	@exec $(BIN)/python -m bench.limiters.run $(ARGS)
 
 # Install Debian package $(1), or stop with the one command that does.
 define apt_install

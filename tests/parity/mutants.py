@@ -81,12 +81,12 @@ class _Finder(MetaPathFinder):
 
 
 @contextmanager
-def imported(mutation: Mutation | None) -> Iterator[ModuleType]:
-    """Give the copy's `sim.run`, all of whose policy is the copy's; None changes nothing."""
+def imported(mutation: Mutation | None, module: str = "sim.run") -> Iterator[ModuleType]:
+    """Give a module of the copy, all of whose policy is the copy's; None changes nothing."""
     finder = _Finder(_Loader(mutation))
     sys.meta_path.insert(0, finder)
     try:
-        yield import_module(f"{_ROOT}.sim.run")
+        yield import_module(f"{_ROOT}.{module}")
     finally:
         sys.meta_path.remove(finder)
         for name in [name for name in sys.modules if name.partition(".")[0] == _ROOT]:

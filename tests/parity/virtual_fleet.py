@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from penstock.core.launch import HttpLimits
+from penstock.core.limits import LimitSettings
 from penstock.core.models import ModelSpec
 from penstock.core.profiles import CostProfile
 from penstock.core.statistics import GatewayStatistics, ModelStatistics
 from penstock.core.tensors import TensorSpec
 from penstock.gateway.batcher import ModelBatcher
+from penstock.gateway.callers import Callers
 from penstock.gateway.http import Exchange, HttpConnection, Port
+from penstock.gateway.identity import Identifier
 from penstock.gateway.inference import Target
+from penstock.gateway.limiter import Limiter
 from penstock.gateway.link import ReplicaLink
-from penstock.gateway.terms import TermsReader
 from penstock.gateway.work import Work
 from penstock.policy.balancing import Replica
 from penstock.policy.merging import is_late, plan_merge
@@ -30,6 +33,7 @@ from penstock.replica.batch import Batch
 from penstock.sim import Fault, Scenario, StreamFactory
 from penstock.sim.device import Device
 from penstock.sim.gateway import Decision
+from penstock.testing.authority import BookAuthority
 from penstock.testing.clock import ManualClock
 from penstock.testing.loop import ManualLoop
 from penstock.testing.transport import MemoryTransport
@@ -132,13 +136,16 @@ class RecordingBatcher(ModelBatcher):
 
 
 class InferHandler:
-    """Every request is for the one model."""
+    """Every request is for the one model, from a caller without a key."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        identifier = Identifier(requires_key=False)
+        identifier.apply(0, ())
+        self._callers = Callers(identifier)
 
     def handle(self, exchange: Exchange) -> None:
-        self._target.start(exchange)
+        self._target.start(exchange, self._target.bind(self._callers.read(exchange.headers), None))
 
     def encode_refusal(self, url: bytes, status: int, message: str) -> bytes:
         return encode_error(message)
@@ -403,10 +410,17 @@ def _open_gateway(network: Network, lived: Lived, scenario: Scenario, chance: Ca
     )
     for name in network.replicas:
         ReplicaLink(f"unix:{name}", batcher, loop=network.as_asyncio, now_us=network.clock, on_fault=_fail)
-    target = Target(InferenceCodec(spec), batcher, TermsReader(), network.clock)
-    return Port(
-        InferHandler(target), limits=HttpLimits(), statistics=GatewayStatistics(), now_us=network.clock, log=None
+    statistics = GatewayStatistics()
+    limiter = Limiter(
+        LimitSettings(),
+        BookAuthority(network.clock, network.call_soon),
+        holder="",
+        statistics=statistics,
+        now_us=network.clock,
+        call_soon=network.call_soon,
     )
+    target = Target(InferenceCodec(spec), batcher, limiter, network.clock)
+    return Port(InferHandler(target), limits=HttpLimits(), statistics=statistics, now_us=network.clock, log=None)
 
 
 def _fail(*what: object) -> None:

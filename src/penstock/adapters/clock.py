@@ -6,12 +6,17 @@ Not here: waiting (an event loop's business) and virtual time (`testing/`, `sim/
 import resource
 import time
 
-__all__ = ["now_us", "process_cpu_us", "wall_us"]
+__all__ = ["boot_us", "now_us", "process_cpu_us", "wall_us"]
 
 
 def now_us() -> int:
     """Return monotonic time, µs since an arbitrary origin. Comparable between processes of one machine (Linux)."""
     return time.monotonic_ns() // 1_000
+
+
+def boot_us() -> int:
+    """Return monotonic time that goes on while the machine is suspended, µs: for promises made to other machines."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000
 
 
 def wall_us() -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from penstock.core.keys import KeyRecord, KeySnapshot
 from penstock.core.models import Batching, ModelSpec
 from penstock.core.profiles import CostProfile
 from penstock.core.statistics import BatchStatistics, GatewayStatistics, Histogram, ModelStatistics, TenantStatistics
@@ -333,4 +334,19 @@ def control_messages() -> st.SearchStrategy[control.Message]:
         st.builds(control.Snapshot, sequence=_counts, models=st.lists(entry, max_size=3).map(tuple)),
         st.builds(control.StatisticsReply, id=_counts, statistics=statistics()),
         st.builds(control.Drain, drain_us=_counts),
+        _key_messages(),
+    )
+
+
+def _key_messages() -> st.SearchStrategy[control.Message]:
+    text = st.text(max_size=12)
+    record = st.builds(KeyRecord, text, st.binary(max_size=32), text, text, weight=st.floats(0, 1_000), models=text)
+    snapshot = st.builds(KeySnapshot, _counts, st.lists(record, max_size=3).map(tuple))
+    return st.one_of(
+        st.builds(control.Keys, sequence=_counts, snapshot=snapshot),
+        st.builds(control.KeysApplied, sequence=_counts),
+        st.builds(control.KeysChanged, revision=_counts),
+        st.builds(control.KeysPending, gateways=st.lists(text, max_size=3).map(tuple)),
+        st.builds(control.KeysConfirmed, revision=_counts),
+        st.builds(control.KeysFailed, reason=text),
     )

@@ -1,0 +1,1 @@
+"""Stores in SQL databases, through SQLAlchemy Core. Not here: what is stored means (`core/`, `policy/`)."""
