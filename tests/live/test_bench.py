@@ -34,7 +34,10 @@ class Door(asyncio.Protocol):
     def data_received(self, data):
         self.parser.feed_data(data)
     def on_url(self, url):
-        self.url = url
+        self.url, self.key = url, b""
+    def on_header(self, name, value):
+        if name.lower() == b"authorization":
+            self.key = value.removeprefix(b"Bearer ")
     def on_body(self, body):
         self.body += body
     def answer(self, status, value):
@@ -51,6 +54,8 @@ class Door(asyncio.Protocol):
             return self.answer(404, {"error": "no such model"})
         if len(json.loads(body)["inputs"][0]["data"]) != 8:
             return self.answer(400, {"error": "x: expected 8 elements"})
+        if self.key in (b"unknown", b"limited"):
+            return self.answer(401 if self.key == b"unknown" else 429, {"error": "key " + self.key.decode()})
         seen += 1
         if seen == 1:  # the trial request
             return self.answer(200, {"outputs": []})
@@ -179,6 +184,41 @@ def test_one_input_on_demand(tmp_path: Path) -> None:
         _, given = bench_json(url, "--rate", "100", "--duration", "1", "--input", str(path))
     assert same["distinct_inputs"] == given["distinct_inputs"] == 1
     assert same["failed"] == given["failed"] == 0
+
+
+def test_many_keys_are_many_callers(tmp_path: Path) -> None:
+    """Each request has the next key, over all processes; 429 is an outcome of its own, 401 a failure."""
+    path = tmp_path / "keys"
+    path.write_text("# callers\none\nlimited\ntwo\nunknown\n")
+    with serving() as url:
+        arguments = ("--rate", "400", "--duration", "1", "--arrivals", "constant", "--processes", "3")
+        status, report = bench_json(url, *arguments, "--keys", str(path))
+        _, table, _ = bench(url, *arguments, "--keys", str(path))
+    assert status == 1
+    assert [report[name] for name in ("keys", "completed", "limited", "shed", "failed")] == [4, 200, 100, 0, 100]
+    assert report["status_counts"] == {"200": 200, "401": 100, "429": 100}
+    assert "4 API keys in turn" in table
+    assert "200 completed, 0 shed, 100 limited, 100 failed" in table
+
+
+def test_keys_are_never_shown(tmp_path: Path) -> None:
+    """A key that the server does not accept, and a line that is none, are bad usage; neither is in the message."""
+    path = tmp_path / "keys"
+    arguments = ("--rate", "10", "--duration", "1", "--keys", str(path))
+    with serving() as url:
+        path.write_text("unknown\n")
+        refused = bench(url, *arguments)
+        path.write_text("one\nsecret words\n")
+        malformed = bench(url, *arguments)
+        both = bench(url, *arguments, "--header", "Authorization: Bearer secret")
+        missing = bench(url, *arguments[:-1], str(tmp_path / "none"))
+    found = (refused, malformed, both, missing)
+    assert [status for status, _, _ in found] == [2, 2, 2, 2]
+    assert not any(word in out + err for _, out, err in found for word in ("unknown", "secret"))
+    assert refused[2].startswith("error: --keys: expected an API key that 127.0.0.1:")
+    assert ", got 401. Give" in refused[2]
+    assert malformed[2].startswith("error: --keys: expected one API key on line 2 of")
+    assert missing[2].startswith("error: --keys: expected a readable file, got")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,8 +39,10 @@ from penstock.load import (
     build_report,
     check_accepted,
     fetch_inputs,
+    format_key_header,
     parse_header,
     parse_target,
+    read_keys,
     read_trace,
     resolve,
 )
@@ -52,12 +54,19 @@ _REQUESTS_MAX = 50_000_000
 _PROCESSES_MAX = 64
 _STALL_GRACE_US = 30_000_000  # beyond schedule and timeout, before a generator process counts as hung
 _BAR_WIDTH = 36
+_KEY_HEADERS = ("authorization", "x-api-key")
 
+_Arrivals = Annotated[
+    str, typer.Option(help="poisson, constant, gamma:CV, mmpp, step:X,FROM_S,TO_S, diurnal:A,PERIOD_S, trace:FILE.")
+]
 _RetryAfterMs = Annotated[
     float | None, typer.Option(help="Wait so long before each, ms; else as the server says, at most 100 ms.")
 ]
 _Headers = Annotated[
     list[str] | None, typer.Option(help="Header of each request; may be repeated.", metavar="'NAME: VALUE'")
+]
+_Keys = Annotated[
+    str, typer.Option(help="File of API keys, one a line; each request is sent with the next.", metavar="FILE")
 ]
 
 
@@ -82,6 +91,7 @@ class BenchOptions:
     retries: int = 0
     retry_after_ms: float | None = None
     headers: tuple[str, ...] = ()
+    keys: str = ""
 
 
 def check_options(options: BenchOptions) -> None:
@@ -133,11 +143,17 @@ def check_options(options: BenchOptions) -> None:
     if arrivals.kind == "trace":
         read_trace(arrivals.path)
     for header in options.headers:
-        parse_header(header)
+        name = parse_header(header).partition(":")[0].lower()
+        if options.keys and name in _KEY_HEADERS:
+            raise ConfigError(f"--header: expected no {name} beside --keys, got one. Leave one of them out.")
 
 
-def plan_job(options: BenchOptions) -> Job:
+def plan_job(options: BenchOptions, keys: Sequence[bytes] = ()) -> Job:
     """Return what every generator process needs, after asking the server about the model and trying one request.
+
+    Args:
+        options: What was asked for.
+        keys: What stands in their file of keys.
 
     Raises:
         ConfigError: The options are wrong, or no server answers, or it does not know the model or refuses the input.
@@ -147,17 +163,20 @@ def plan_job(options: BenchOptions) -> Job:
         parse_target(options.url, options.model), headers=tuple(parse_header(text) for text in options.headers)
     )
     family, address = resolve(target)
+    # The first key asks: how many of the others the server knows is in the report, answers by status.
+    asking = target if not keys else replace(target, headers=(*target.headers, format_key_header(keys[0])))
     warmup_us, duration_us = round(options.warmup * 1e6), max(1, round(options.duration * 1e6))
     source = Source(
         target=target,
-        inputs=tuple(fetch_inputs(target)),
+        inputs=tuple(fetch_inputs(asking)),
         phases=(Phase(options.rate, warmup_us + duration_us),),
         arrivals=options.arrivals,
         input_path=options.input,
         is_same=options.same_input,
+        keys_path=options.keys,
     )
-    trial = build_pool(replace(source, is_same=True), seeded_stream(options.seed, "inputs"))
-    check_accepted(target, trial.body(0))
+    trial = build_pool(replace(source, is_same=True, keys_path=""), seeded_stream(options.seed, "inputs"))
+    check_accepted(asking, trial.body(0))
     connections_start = min(options.connections, max(16, round(options.rate / 40)))  # 25 ms of requests
     return Job(
         sources=(source,),
@@ -187,7 +206,8 @@ def run_bench(
         ConfigError: Bad usage.
         UpstreamError: A generator process died; nothing was learned about the server.
     """
-    job = plan_job(options)
+    keys = read_keys(options.keys) if options.keys else []
+    job = plan_job(options, keys)
     command = [sys.executable, "-m", "penstock.cli.bench_worker"]
     run_us = job.duration_us + job.timeout_us + _STALL_GRACE_US
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
@@ -198,7 +218,7 @@ def run_bench(
     report = build_report(_to_measurement(options, job, result, own_cpu_us))
     asked = {"url": options.url, "model": options.model, "arrivals": options.arrivals, "seed": options.seed}
     asked |= {"processes": options.processes, "duration_s": options.duration, "warmup_s": options.warmup}
-    asked |= {"retries": options.retries}
+    asked |= {"retries": options.retries, "keys": len(set(keys))}
     report["generator_priority"] = "/".join(result.priorities)
     return {**asked, **report}, bucket_latencies(result.latency_us[result.measured_from :])
 
@@ -266,7 +286,7 @@ def render_report(report: dict[str, Any], buckets: list[tuple[float, int]], cons
         console.print(Text(f"not valid: {reason}", style="bold yellow"))
     held = "[bold green]SLO held[/]" if report["slo_held"] else "[bold red]SLO missed[/]"
     validity = "the run is valid" if report["valid"] else "[bold yellow]the run is not valid[/]"
-    console.print(f"{held} (needs 95 % of requests answered well within it, failed + shed ≤ 1 %); {validity}")
+    console.print(f"{held} (needs 95 % of requests answered well within it, failed + shed + limited ≤ 1 %); {validity}")
 
 
 def _describe_report(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -276,8 +296,11 @@ def _describe_report(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     lateness, cpu = report["generator_lateness_ms"], report["cpu_s"]["generator"]
     yield "load", f"{report['rate_target']:,g}/s {report['arrivals']} for {report['duration_s']:g} s, {inputs}"
     yield "seed", f"{report['seed']}, {report['processes']} process(es), {report['connections']:,} connections"
+    if report["keys"]:
+        yield "callers", f"{report['keys']:,} API keys in turn"
     yield "sent", f"{report['sent']:,} of {report['planned']:,} planned, {report['rate_achieved']:,.1f}/s"
-    yield "answers", f"{report['completed']:,} completed, {report['shed']:,} shed, {report['failed']:,} failed"
+    lost = ", ".join(f"{report[name]:,} {name}" for name in ("shed", "limited", "failed"))
+    yield "answers", f"{report['completed']:,} completed, {lost}"
     if report["retries"]:
         again = report["attempts"] - report["sent"]
         yield "retries", f"up to {report['retries']} of each refused request, {again:,} sent, latency from the first"
@@ -333,10 +356,7 @@ def register(app: typer.Typer) -> None:
         model: Annotated[str, typer.Option(help="Model to call.")],
         rate: Annotated[float, typer.Option(help="Mean requests per second.")],
         duration: Annotated[float, typer.Option(help="Measured time, seconds.")],
-        arrivals: Annotated[
-            str,
-            typer.Option(help="poisson, constant, gamma:CV, mmpp, step:X,FROM_S,TO_S, diurnal:A,PERIOD_S, trace:FILE."),
-        ] = "poisson",
+        arrivals: _Arrivals = "poisson",
         slo_ms: Annotated[float, typer.Option(help="Latency p95 must not exceed, ms.")] = 50.0,
         processes: Annotated[int, typer.Option(help="Generator processes.")] = 1,
         seed: Annotated[int, typer.Option(help="Same seed, same arrivals and inputs.")] = 1,
@@ -353,6 +373,7 @@ def register(app: typer.Typer) -> None:
         retries: Annotated[int, typer.Option(help="How often a refused request (429, 503, 504) is sent again.")] = 0,
         retry_after_ms: _RetryAfterMs = None,
         header: _Headers = None,
+        keys: _Keys = "",
         is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     ) -> None:
         """Measure a model under an open-loop load, counting latency from each request's intended time.
@@ -361,8 +382,8 @@ def register(app: typer.Typer) -> None:
 
         Example: penstock bench http://127.0.0.1:8000 --model digits --rate 10000 --duration 30 --slo-ms 50
 
-        Exit status 0 if the run is valid and the SLO held (95 % of requests answered well within it, failed and shed
-        at most 1 %), 1 if not, 2 for bad usage.
+        Exit status 0 if the run is valid and the SLO held (95 % of requests answered well within it, failed, shed
+        and limited at most 1 %), 1 if not, 2 for bad usage.
         """
         options = BenchOptions(
             url=url,
@@ -382,5 +403,6 @@ def register(app: typer.Typer) -> None:
             retries=retries,
             retry_after_ms=retry_after_ms,
             headers=tuple(header or ()),
+            keys=keys,
         )
         raise typer.Exit(_finish(options, is_json=is_json))

@@ -97,6 +97,7 @@ def main() -> None:
         measured_from=measured_from,
         retries=job.retries,
         backoff_us=job.backoff_us,
+        is_spread=job.is_spread,
     )
     driver = Driver(
         config,

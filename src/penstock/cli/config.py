@@ -6,6 +6,7 @@ Not here: which command line options override a setting (`serve.py`), loading a 
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +18,11 @@ import msgspec
 
 from penstock.cli.config_reading import Problems, read_file
 from penstock.cli.config_sections import Address, ConfigFile, ModelFile, ModelSection, parse_address
+from penstock.cli.limit_reading import read_limits
+from penstock.cli.redis_url import resolve_redis_url
 from penstock.core.errors import ConfigError
 from penstock.core.launch import HttpLimits
+from penstock.core.limits import LimitSettings
 from penstock.core.models import ModelSource, ModelSpec, declaration_of, model
 from penstock.core.tensors import TensorSpec
 
@@ -52,7 +56,9 @@ class ServeConfig:
     access_log: bool = False
     canary_age_us_max: int = 10_000_000
     orphan_us: int = 300_000_000
-    limits: HttpLimits = field(default_factory=HttpLimits)
+    http_limits: HttpLimits = field(default_factory=HttpLimits)
+    requires_key: bool = False
+    limits: LimitSettings = field(default_factory=LimitSettings)
     sources: tuple[ModelSource, ...] = ()
 
 
@@ -96,6 +102,7 @@ def load_config(file: Path) -> ServeConfig:
         source = _to_source(file, name, section, problems)
         if source is not None:
             sources.append(source)
+    limits = read_limits(file, parsed, problems)
     problems.check()
     server = parsed.server
     return ServeConfig(
@@ -108,24 +115,31 @@ def load_config(file: Path) -> ServeConfig:
         access_log=server.access_log,
         canary_age_us_max=round(server.canary_age_s_max * 1_000_000),
         orphan_us=round(server.orphan_s * 1_000_000),
-        limits=server.limits.to_limits(),
+        http_limits=server.limits.to_limits(),
+        requires_key=parsed.identity.required,
+        limits=limits,
         sources=tuple(sources),
     )
 
 
 def check_exposure(config: ServeConfig) -> None:
-    """Refuse to be reachable from other machines unless the operator said so.
+    """Refuse to be reachable from other machines by callers nobody knows, unless the operator said so.
 
     Raises:
-        ConfigError: A port is beyond loopback and `allow_anonymous` is false. Bind to 127.0.0.1 behind something that
-            identifies callers, or allow it.
+        ConfigError: A port is beyond loopback, `allow_anonymous` is false, and callers need no key: on the admin port
+            they never do. Bind to 127.0.0.1 behind something that identifies callers, require keys, or allow it.
     """
-    for key, address in (("server.http", config.http), ("server.admin", config.admin)):
-        if not address.is_loopback and not config.allow_anonymous:
-            raise ConfigError(
-                f"{key} = {address}: expected a loopback address, because anyone who reaches it is served;"
-                " set server.allow_anonymous = true in penstock.toml to allow that"
-            )
+    if config.allow_anonymous:
+        return
+    served = "expected a loopback address, because anyone who reaches it is served"
+    allow = "server.allow_anonymous = true"
+    if not config.http.is_loopback and not config.requires_key:
+        raise ConfigError(
+            f"server.http = {config.http}: {served}; set identity.required = true in penstock.toml to serve only those"
+            f" who have a key, or {allow} to allow that"
+        )
+    if not config.admin.is_loopback:
+        raise ConfigError(f"server.admin = {config.admin}: {served}; set {allow} in penstock.toml to allow that")
 
 
 def config_schema() -> dict[str, Any]:
@@ -285,7 +299,13 @@ def _run_discovery(file: Path) -> bytes:
 
 
 def with_overrides(
-    config: ServeConfig, *, http: str | None, admin: str | None, gateways: int | None, state: Path | None
+    config: ServeConfig,
+    *,
+    http: str | None,
+    admin: str | None,
+    gateways: int | None,
+    state: Path | None,
+    redis: str | None = None,
 ) -> ServeConfig:
     """Return the configuration with what the command line says instead; None keeps what it has.
 
@@ -305,6 +325,12 @@ def with_overrides(
         changes["gateways"] = gateways
     if state is not None:
         changes["state"] = state.expanduser().resolve()
+    if redis is not None:
+        try:
+            resolve_redis_url(redis, os.environ)
+        except ValueError as error:
+            raise ConfigError(f"--redis: {error}") from error
+        changes["limits"] = replace(config.limits, redis=redis)
     return replace(config, **changes)
 
 

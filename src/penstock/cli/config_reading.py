@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from penstock.cli.config_sections import NAME_PATTERN
+from penstock.cli.section import NAME_PATTERN
 from penstock.core.errors import ConfigError
 from penstock.core.models import TENANT_PATTERN
 

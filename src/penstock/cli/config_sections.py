@@ -7,15 +7,15 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from penstock.cli.limit_sections import IdentitySection, LimitingSection, LimitSection, RedisSection, TierSection
+from penstock.cli.section import NAME_PATTERN, Section
 from penstock.core.launch import HttpLimits
 from penstock.core.models import TENANT_PATTERN, TIMEOUT_MS_MAX, SpecOverrides
 
 __all__ = ["Address", "ConfigFile", "ModelFile", "ModelSection", "parse_address", "to_us"]
 
-# What may stand in a URL path, a metric label and `name:version` without escaping.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 # A tenant's share relative to the others'. A thousand to one, either way, is as good as always first or always last.
 WEIGHT_MIN, WEIGHT_MAX = 0.001, 1_000
 
@@ -66,14 +66,9 @@ def _check_address(text: str) -> str:
 _AddressText = Annotated[str, AfterValidator(_check_address)]
 
 
-class _Section(BaseModel):
-    """What all sections share: unknown keys are errors, and a string is never taken for a number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
 _Ms = Annotated[float, Field(gt=0, le=TIMEOUT_MS_MAX)]
 _Count = Annotated[int, Field(ge=1)]
+_Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 _Tenant = Annotated[str, Field(pattern=TENANT_PATTERN)]
 _Weight = Annotated[float, Field(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
 
@@ -87,7 +82,7 @@ def _to_us_or_none(ms: float | None) -> int | None:
     return None if ms is None else to_us(ms)
 
 
-class LimitsSection(_Section):
+class LimitsSection(Section):
     """Bounds of the inference port. What does not fit is answered with a 4xx, never buffered."""
 
     header_bytes_max: _Count = Field(default=16 * 1024, description="Request line and headers together, bytes.")
@@ -117,7 +112,7 @@ class LimitsSection(_Section):
         )
 
 
-class ServerSection(_Section):
+class ServerSection(Section):
     """The processes that serve, and the ports they listen on."""
 
     http: _AddressText = Field(
@@ -140,7 +135,7 @@ class ServerSection(_Section):
     limits: LimitsSection = Field(default_factory=LimitsSection)
 
 
-class BatchingSection(_Section):
+class BatchingSection(Section):
     """How requests for one model are put together. A key left out keeps what the model was published with."""
 
     policy: Literal["deadline", "size_or_timeout", "adaptive"] | None = Field(
@@ -164,26 +159,26 @@ class BatchingSection(_Section):
         return value
 
 
-class QueueSection(_Section):
+class QueueSection(Section):
     """How much may wait for one model in one gateway; past either bound new requests get 503."""
 
     requests_max: int | None = Field(default=None, ge=1, description="Requests waiting.")
     bytes_max: int | None = Field(default=None, ge=1, description="Bytes of inputs waiting.")
 
 
-class ReplicasSection(_Section):
+class ReplicasSection(Section):
     """How many processes run one model."""
 
     min: int = Field(default=1, ge=1, le=256, description="Replicas kept running.")
 
 
-class OnnxSection(_Section):
+class OnnxSection(Section):
     """ONNX runtime settings."""
 
     intra_op_threads: int | None = Field(default=None, ge=1, le=1_024, description="Threads of one operator.")
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """One model to serve."""
 
     path: str = Field(description="A .py file, a .onnx file, or a directory with model.toml; relative to this file.")
@@ -235,16 +230,19 @@ class ModelSection(_Section):
         )
 
 
-class ConfigFile(_Section):
+class ConfigFile(Section):
     """penstock.toml: what `penstock serve` runs."""
 
     server: ServerSection = Field(default_factory=ServerSection)
-    models: dict[Annotated[str, Field(pattern=NAME_PATTERN)], ModelSection] = Field(
-        default_factory=dict, description="Models by the name they have in URLs."
-    )
+    models: dict[_Name, ModelSection] = Field(default_factory=dict, description="Models by the name they have in URLs.")
+    identity: IdentitySection = Field(default_factory=IdentitySection)
+    limits: dict[_Name, LimitSection] = Field(default_factory=dict, description="Limits by name.")
+    tiers: dict[_Name, TierSection] = Field(default_factory=dict, description="Sets of limits by name.")
+    redis: RedisSection = Field(default_factory=RedisSection)
+    limiting: LimitingSection = Field(default_factory=LimitingSection)
 
 
-class TensorSection(_Section):
+class TensorSection(Section):
     """One declared tensor of an ONNX model."""
 
     name: str = Field(min_length=1)
@@ -254,7 +252,7 @@ class TensorSection(_Section):
     finite: bool = False
 
 
-class ModelFile(_Section):
+class ModelFile(Section):
     """model.toml: what an ONNX file does not say about itself."""
 
     name: str = Field(pattern=NAME_PATTERN)

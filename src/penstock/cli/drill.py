@@ -1,192 +1,168 @@
 """`penstock drill`: prove a failure behaviour on a server of its own, on an emulated device.
 
-Not here: the drills and their limits (`load/drills/`). Exit status: 0 every drill passed; 1 a check failed, or a drill
-could not be carried out; 2 bad usage; 130 stopped by Ctrl-C or SIGTERM, with every process that it started ended.
+Not here: running drills and showing what they report (`drilling.py`), the drills and their limits (`load/drills/`).
+Exit status: 0 every drill passed; 1 a check failed, or a drill could not be carried out; 2 bad usage; 130 stopped by
+Ctrl-C or SIGTERM, with every process that it started ended.
 """
 
 import json
-import math
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from penstock.adapters.chance import seeded_stream
-from penstock.adapters.clock import now_us
-from penstock.core.errors import ConfigError, PenstockError
-from penstock.load.drills import DRILLS, Drill, Rig, run_drill
+from penstock.cli.drilling import Manner, fail, render_list, run_and_exit
+from penstock.cli.redis_url import resolve_redis_url
+from penstock.core.errors import ConfigError
+from penstock.core.limit_text import parse_limit
+from penstock.core.limits import Cost, Failover, Unreachable
+from penstock.load.drills import DRILLS, OWN, RATE_LIMIT, Drill, RateLimitCase, make_rate_limit
 
-__all__ = ["choose_drills", "register", "render_list", "render_report"]
+__all__ = ["register"]
 
-# The shortest scale at which every phase still holds requests, and the longest that is no mistake.
-_SCALE_MIN, _SCALE_MAX = 0.01, 100.0
-_SERVE = (sys.executable, "-P", "-m", "penstock.cli.main", "serve")
-_GENERATE = (sys.executable, "-P", "-m", "penstock.cli.bench_worker")
-
-
-def choose_drills(name: str | None, *, is_all: bool) -> list[Drill]:
-    """Return the drills asked for.
-
-    Raises:
-        ConfigError: None was named, or an unknown one, or one beside `--all`.
-    """
-    known = ", ".join(DRILLS)
-    if is_all and name is not None:
-        raise ConfigError(f"NAME: expected none beside --all, got {name!r}.")
-    if is_all:
-        return list(DRILLS.values())
-    if name is None:
-        raise ConfigError(f"NAME: expected one of {known}, or --all, got nothing.")
-    if name not in DRILLS:
-        raise ConfigError(f"NAME: expected one of {known}, or --all, got {name!r}.")
-    return [DRILLS[name]]
+_Seed = Annotated[int, typer.Option(help="Same seed, same arrivals and inputs.")]
+_Scale = Annotated[float, typer.Option(help="Make every phase so many times as long; below 1 for a quick look.")]
+_Report = Annotated[Path | None, typer.Option(help="Also write the JSON to this file.", metavar="FILE")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON; with --all or --list an array.")]
 
 
-def check_options(seed: int, duration_scale: float, report: Path | None) -> None:
-    """Raise ConfigError, naming the option, if one is out of range or the report cannot be written there."""
-    if seed < 0:
-        raise ConfigError(f"--seed: expected an integer >= 0, got {seed}. Use e.g. --seed 1.")
-    if not (math.isfinite(duration_scale) and _SCALE_MIN <= duration_scale <= _SCALE_MAX):
-        raise ConfigError(
-            f"--duration-scale: expected a number from {_SCALE_MIN:g} to {_SCALE_MAX:g}, got {duration_scale:g}."
-            " Use e.g. --duration-scale 0.2."
-        )
-    if report is not None and (report.is_dir() or not report.parent.is_dir()):
-        raise ConfigError(f"--report: expected a file in a directory that exists, got {str(report)!r}.")
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """Show a bar on stderr if that is a terminal; yield the function that moves it."""
-    if not sys.stderr.isatty():
-        yield lambda _text, _done: None
-        return
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
-    # No refresh thread: the bar moves when the generator reports, four times a second.
-    with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, auto_refresh=False
-    ) as progress:
-        task = progress.add_task("", total=1.0)
-        yield lambda text, done: progress.update(task, description=text, completed=done, refresh=True)
-
-
-def _run(drill: Drill, seed: int, duration_scale: float) -> dict[str, Any]:
-    """Run one drill; return its report."""
-    with _progress_bar() as show:
-        rig = Rig(
-            serve_command=_SERVE,
-            generator_command=_GENERATE,
-            now_us=now_us,
-            streams=lambda name: seeded_stream(seed, name),
-            seed=seed,
-            duration_scale=duration_scale,
-            show=show,
-        )
-        return run_drill(drill, rig)
-
-
-def render_list(console: Console) -> None:
-    """Print every drill with its invariant."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("drill", style="bold", no_wrap=True)
-    table.add_column("s", justify="right")
-    table.add_column("invariant")
-    for drill in DRILLS.values():
-        table.add_row(drill.name, f"{drill.duration_s:.0f}", drill.invariant)
-    console.print(table)
-
-
-def render_report(report: dict[str, Any], console: Console) -> None:
-    """Print one drill's report: invariant, device, checks, figures."""
-    console.print(Text(f"drill {report['name']}", style="bold"))
-    for key in ("invariant", "fault", "device"):
-        console.print(Text(f"{key}: ", style="dim").append(report[key], style="none"), soft_wrap=True)
-    checks = Table(box=None, pad_edge=False)
-    for heading in ("", "check", "limit", "measured"):
-        checks.add_column(heading, justify="right" if heading == "measured" else "left")
-    for check in report["checks"]:
-        word = Text("passed", style="green") if check["passed"] else Text("failed", style="bold red")
-        checks.add_row(word, Text(check["what"]), Text(check["limit"]), _number(check["measured"]))
-    console.print(checks)
-    figures = Table(box=None, pad_edge=False, show_header=False)
-    figures.add_column(style="dim")
-    figures.add_column(justify="right")
-    for name, value in report["figures"].items():
-        figures.add_row(name, _number(value))
-    console.print(figures)
-    verdict = "[bold green]passed[/]" if report["passed"] else "[bold red]failed[/]"
-    console.print(f"{report['name']}: {verdict} (seed {report['seed']}, duration scale {report['duration_scale']:g})")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.4g}" if abs(value) < 1_000 else f"{value:,.0f}"
-
-
-def _stop(_number: int, _frame: object) -> None:
-    """Leave by an exception, so that the server and the generators are ended on the way out."""
-    raise KeyboardInterrupt
-
-
-def _carry_out(drills: list[Drill], seed: int, duration_scale: float, *, is_json: bool) -> list[dict[str, Any]]:
-    """Run the drills one after the other; show each report as it comes unless JSON is wanted."""
-    reports = []
-    for drill in drills:
-        report = _run(drill, seed, duration_scale)
-        reports.append(report)
-        if not is_json:
-            render_report(report, Console(highlight=False))
-    return reports
+class _Fault(StrEnum):
+    KILL = "kill"
+    PAUSE = "pause"
+    SKEW = "skew"
+    FLUSH_SCRIPTS = "flush-scripts"
+    RESTART_REDIS = "restart-redis"
+    FAILOVER = "failover"
+    KILL_HEAD = "kill-head"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the `drill` command to `app`."""
+    """Add the `drill` command to `app`, with a part for each drill."""
+    drills = typer.Typer()
+    example = (
+        "penstock drill overload; penstock drill rate-limit --fault kill; penstock drill --all --report drills.json"
+    )
 
-    @app.command("drill")
+    @drills.callback(invoke_without_command=True, epilog=f"Examples: {example}")
     def drill(
-        name: Annotated[str | None, typer.Argument(help="Which drill; see --list.")] = None,
+        context: typer.Context,
         *,
         is_all: Annotated[bool, typer.Option("--all", help="Every drill, one after the other.")] = False,
         is_list: Annotated[bool, typer.Option("--list", help="Say what there is, and run nothing.")] = False,
-        seed: Annotated[int, typer.Option(help="Same seed, same arrivals and inputs.")] = 1,
-        duration_scale: Annotated[
-            float, typer.Option(help="Make every phase so many times as long; below 1 for a quick look.")
-        ] = 1.0,
-        report: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.", metavar="FILE")] = None,
-        is_json: Annotated[
-            bool, typer.Option("--json", help="Print the report as JSON; with --all or --list an array.")
-        ] = False,
+        seed: _Seed = 1,
+        duration_scale: _Scale = 1.0,
+        report: _Report = None,
+        is_json: _Json = False,
     ) -> None:
         """Prove a failure behaviour on a server of its own, on an emulated device.
 
         Starts `penstock serve` on free loopback ports, applies load, injects a fault, judges, and ends it.
 
-        Example: penstock drill overload; penstock drill --all --report drills.json
-
         Exit status 0 if every check passed, 1 if one failed or the drill could not be carried out, 2 for bad usage.
         """
+        manner = Manner(seed, duration_scale, report, is_json)
+        if context.invoked_subcommand is not None:
+            if is_all or is_list or manner != Manner():
+                fail(
+                    ConfigError(f"NAME: expected no options before it, got some before {context.invoked_subcommand!r}.")
+                )
+            return
         if is_list:
             listed = [{"name": d.name, "invariant": d.invariant, "duration_s": d.duration_s} for d in DRILLS.values()]
             print(json.dumps(listed)) if is_json else render_list(Console(highlight=False))
             return
-        signal.signal(signal.SIGTERM, _stop)
-        try:
-            drills = choose_drills(name, is_all=is_all)
-            check_options(seed, duration_scale, report)
-            reports = _carry_out(drills, seed, duration_scale, is_json=is_json)
-        except PenstockError as fault:
-            Console(stderr=True, soft_wrap=True).print(Text(f"error: {fault.message}", style="red"))
-            raise typer.Exit(2 if isinstance(fault, ConfigError) else 1) from fault
-        text = json.dumps(reports if is_all else reports[0], indent=2)
-        if is_json:
-            print(text)
-        if report is not None:
-            report.write_text(text + "\n", encoding="utf-8")
-        raise typer.Exit(0 if all(r["passed"] for r in reports) else 1)
+        if not is_all:
+            fail(ConfigError(f"NAME: expected one of {', '.join(DRILLS)}, or --all, got nothing."))
+        run_and_exit(list(DRILLS.values()), manner, is_array=True)
+
+    for chosen in DRILLS.values():
+        if chosen is not RATE_LIMIT:
+            _register_plain(drills, chosen)
+    example = "penstock drill rate-limit --redis own --fault failover --failover hard --json"
+    drills.command(RATE_LIMIT.name, help=RATE_LIMIT.invariant, epilog=f"Example: {example}")(rate_limit)
+    app.add_typer(drills, name="drill")
+
+
+def _register_plain(drills: typer.Typer, chosen: Drill) -> None:
+    """Add the command of a drill that has no options of its own."""
+
+    @drills.command(chosen.name, help=chosen.invariant)
+    def run(seed: _Seed = 1, duration_scale: _Scale = 1.0, report: _Report = None, *, is_json: _Json = False) -> None:
+        run_and_exit([chosen], Manner(seed, duration_scale, report, is_json))
+
+
+def rate_limit(
+    *,
+    instances: Annotated[int, typer.Option(help="Gateways.")] = 4,
+    limit: Annotated[
+        str, typer.Option(metavar="RATE", help="Requests that all callers together may send: 1000/s, 500/s burst 50.")
+    ] = "1000/s burst 200",
+    burst: Annotated[int | None, typer.Option(help="Of them at once, in place of what --limit says.")] = None,
+    offered: Annotated[float, typer.Option(help="Requests sent per second, in all.")] = 5_000.0,
+    duration: Annotated[float, typer.Option(help="How long, s.")] = 20.0,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|own",
+            help="Who counts: a Redis, by URL or env:NAME of a variable that holds it, or one that the drill starts."
+            " Without it the head does.",
+        ),
+    ] = None,
+    fault: Annotated[
+        _Fault | None,
+        typer.Option(
+            help="What to break meanwhile. restart-redis restarts the Redis of the URL, saved first, if it is on this"
+            " machine. failover promotes the replica of a redis+sentinel URL; for any other the drill brings servers"
+            " of its own and kills the primary."
+        ),
+    ] = None,
+    failover: Annotated[Failover, typer.Option(help="What the limit does about lost counts.")] = Failover.SOFT,
+    unreachable: Annotated[
+        Unreachable, typer.Option(help="What the limit does while nobody can be asked.")
+    ] = Unreachable.CLOSED,
+    seed: _Seed = 1,
+    report: _Report = None,
+    is_json: _Json = False,
+) -> None:
+    """Try a limit over several gateways."""
+    try:
+        tokens, per_us, burst = _read_limit(limit, burst)
+        case = RateLimitCase(
+            tokens=tokens,
+            per_us=per_us,
+            burst=burst,
+            instances=instances,
+            offered_per_s=offered,
+            duration_s=duration,
+            redis=_read_redis(redis),
+            fault="" if fault is None else fault.value,
+            failover=failover,
+            unreachable=unreachable,
+        )
+    except ConfigError as mistake:
+        fail(mistake)
+    run_and_exit([make_rate_limit(case)], Manner(seed, 1.0, report, is_json))
+
+
+def _read_limit(text: str, burst: int | None) -> tuple[int, int, int]:
+    """Return tokens, period and burst. Raises ConfigError if there is no such limit on requests."""
+    try:
+        found = parse_limit(text)
+    except ValueError as fault:
+        raise ConfigError(f"--limit: {fault}") from fault
+    if found.cost is not Cost.REQUESTS:
+        raise ConfigError(f"--limit: expected a limit on requests, got one on {found.cost}.")
+    return found.tokens, found.per_us, found.burst if burst is None else burst
+
+
+def _read_redis(text: str | None) -> str:
+    """Return who counts as a case names it. Raises ConfigError if it is no URL and not `own`."""
+    if text in (None, OWN):
+        return text or ""
+    try:
+        return resolve_redis_url(text, os.environ)
+    except ValueError as fault:
+        raise ConfigError(f"--redis: {fault}, or own") from fault

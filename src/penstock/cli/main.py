@@ -21,6 +21,8 @@ __all__ = ["build_app", "main"]
 _COMMANDS = {
     "serve": "penstock.cli.serve",
     "models": "penstock.cli.models",
+    "keys": "penstock.cli.keys",
+    "limits": "penstock.cli.limits",
     "bench": "penstock.cli.bench",
     "drill": "penstock.cli.drill",
     "simulate": "penstock.cli.simulate",

@@ -4,12 +4,10 @@ Both read the admin port's status document and print; `--json` gives scripts the
 (`fleet/status.py`). Exit status: 0; 1 no server there; 2 bad usage, which includes a model it does not have.
 """
 
-import http.client
 import json
 import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -17,12 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from penstock.core.errors import ConfigError, PenstockError, UpstreamError
+from penstock.cli.admin_port import ADMIN_URL, admin_error, ask_admin
+from penstock.core.errors import ConfigError, PenstockError
 
 __all__ = ["fetch_status", "register"]
-
-_URL = "http://127.0.0.1:8002"
-_TIMEOUT_S = 10.0
 
 _Url = Annotated[str, typer.Option(help="The server's admin port.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -35,31 +31,9 @@ def fetch_status(url: str) -> dict[str, Any]:
         ConfigError: `url` is not http://HOST:PORT.
         UpstreamError: Nothing there answers with such a document. Start a server, or give the right URL.
     """
-    wrong_url = ConfigError(f"--url: expected http://HOST:PORT, got {url!r}. Use e.g. {_URL}.")
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or 80
-    except ValueError as error:
-        raise wrong_url from error
-    if not host or parts.scheme != "http" or parts.query or parts.fragment or parts.username is not None:
-        raise wrong_url
-    cure = "Start one with `penstock serve`, or give its admin port with --url (its ready line says where that is)."
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    try:
-        connection.request("GET", f"{parts.path.rstrip('/')}/api/status")
-        answer = connection.getresponse()
-        status, body = answer.status, answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UpstreamError(f"expected a Penstock admin port at {url}, got {reason}. {cure}") from error
-    finally:
-        connection.close()
-    try:
-        document = json.loads(body) if status == 200 else None
-    except ValueError:
-        document = None
-    if not isinstance(document, dict) or not isinstance(document.get("models"), list):
-        raise UpstreamError(f"expected a Penstock admin port at {url}, got another answer (status {status}). {cure}")
+    status, document = ask_admin(url, "/api/status")
+    if status != 200 or not isinstance(document, dict) or not isinstance(document.get("models"), list):
+        raise admin_error(url, f"another answer (status {status})")
     return document
 
 
@@ -77,7 +51,7 @@ def register(app: typer.Typer, *, fetch: Callable[[str], dict[str, Any]] = fetch
         """Say what a running server serves: its models, how well they do, what their batches cost."""
 
     @models.command(name="list", epilog="Example: penstock models list --json | jq '.[] | select(.ready | not)'")
-    def list_models(url: _Url = _URL, as_json: _Json = False) -> None:
+    def list_models(url: _Url = ADMIN_URL, as_json: _Json = False) -> None:
         """List the models of a running server.
 
         --json prints a list of objects: `name`, `version`, `state`, `ready`, `platform`, `policy`, `mode`, `size_max`,
@@ -92,7 +66,7 @@ def register(app: typer.Typer, *, fetch: Callable[[str], dict[str, Any]] = fetch
     @models.command(epilog="Example: penstock models show digits --json | jq '.profile.\"\"'")
     def show(
         name: Annotated[str, typer.Argument(help="The model, NAME or NAME:VERSION.")],
-        url: _Url = _URL,
+        url: _Url = ADMIN_URL,
         as_json: _Json = False,
     ) -> None:
         """Show one model: batching, replicas, goodput, and the measured cost of its batches by rows.

@@ -6,9 +6,10 @@ Not here: reading a file (`config_reading.py`), what spans several keys, and tur
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-from penstock.cli.config_sections import NAME_PATTERN, WEIGHT_MAX, WEIGHT_MIN
+from penstock.cli.config_sections import WEIGHT_MAX, WEIGHT_MIN
+from penstock.cli.section import NAME_PATTERN, Section
 from penstock.core.models import TENANT_PATTERN
 
 __all__ = [
@@ -20,12 +21,6 @@ __all__ = [
     "ScenarioFile",
     "SourceSection",
 ]
-
-
-class _Section(BaseModel):
-    """What all sections share: unknown keys are errors, and a string is never taken for a number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 _DAY_S = 86_400
@@ -45,7 +40,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-class RunSection(_Section):
+class RunSection(Section):
     """[scenario]: how long, and from which seed."""
 
     name: str = Field(default="", description="For tables and reports; the file's name when left out.")
@@ -54,7 +49,7 @@ class RunSection(_Section):
     seed: int = Field(default=1, ge=0, description="Same seed, same run.")
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """[model]: the model's contract, as in penstock.toml, and its fleet."""
 
     slo_ms: _Ms = Field(default=0, description="Latency to be met, ms; 0: none is stated.")
@@ -74,7 +69,7 @@ class ModelSection(_Section):
     weights: dict[_Tenant, _Weight] = Field(default_factory=dict, description="Share of device time by tenant.")
 
 
-class DeviceSection(_Section):
+class DeviceSection(Section):
     """[device]: how long executions take: a line, or a measured profile."""
 
     beta_ms: _Ms | None = Field(default=None, description="Any batch, however small, ms.")
@@ -89,7 +84,7 @@ class DeviceSection(_Section):
     speeds: list[_Factor] = Field(default_factory=list, description="Speed of each replica, 1 as the profile says.")
 
 
-class OverheadsSection(_Section):
+class OverheadsSection(Section):
     """[overheads]: what is paid besides device time, µs."""
 
     request_us: _Us = Field(default=0, description="From a caller's sending to the gateway's having read it.")
@@ -100,7 +95,7 @@ class OverheadsSection(_Section):
     jitter_us: _Us = Field(default=0, description="How late a timer may fire, uniform from 0.")
 
 
-class SourceSection(_Section):
+class SourceSection(Section):
     """[[sources]]: who sends requests: an open loop with `rate`, or a closed one with `clients`."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Unique.")
@@ -130,7 +125,7 @@ class SourceSection(_Section):
     patience_ms: _PositiveMs | None = Field(default=None, description="A caller that waits longer is gone, ms.")
 
 
-class FaultSection(_Section):
+class FaultSection(Section):
     """[[faults]]: what goes wrong, and when."""
 
     kind: Literal["replica_death", "slow_device", "gateway_stall"] = Field(
@@ -145,7 +140,7 @@ class FaultSection(_Section):
     factor: _Factor = Field(default=2, description="`slow_device`: how many times as long.")
 
 
-class ScenarioFile(_Section):
+class ScenarioFile(Section):
     """A scenario: one model, its fleet and its load."""
 
     scenario: RunSection

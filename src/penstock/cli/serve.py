@@ -6,6 +6,7 @@ Not here: what may be configured (`config.py`), the fleet (`fleet/head.py`).
 """
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,12 +25,16 @@ from rich.console import Console
 
 from penstock import __version__
 from penstock.adapters.clock import now_us
+from penstock.adapters.sql.keys import KeyStore
 from penstock.cli.config import ServeConfig, check_exposure, load_target, with_overrides
 from penstock.cli.config_sections import Address
+from penstock.cli.limit_authority import make_authority
 from penstock.cli.progress import Progress
-from penstock.cli.state import state_root
+from penstock.cli.state import default_state, keys_file
+from penstock.core.authority import Operation, Reply
 from penstock.core.errors import ConfigError
 from penstock.core.launch import GatewayLaunch
+from penstock.core.limits import LimitSettings
 from penstock.core.ports import Clock
 from penstock.fleet.admin import AdminServer, admin_app
 from penstock.fleet.head import FleetSettings, Head, StartFailed
@@ -37,7 +43,7 @@ from penstock.fleet.processes import is_running, read_boot_id
 from penstock.fleet.state_directory import StateDirectory
 from penstock.fleet.supervisor import Launch
 
-__all__ = ["child_command", "register", "run_fleet", "serve"]
+__all__ = ["check_redis", "child_command", "register", "run_fleet", "serve"]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,6 +59,9 @@ def serve(
     admin: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Admin port; port 0 picks one.")] = None,
     gateways: Annotated[int | None, typer.Option(metavar="N", help="Gateway processes sharing the port.")] = None,
     state: Annotated[Path | None, typer.Option(metavar="DIR", help="State directory.")] = None,
+    redis: Annotated[
+        str | None, typer.Option(metavar="URL", help='Redis that counts limits; "env:NAME" if it has a password.')
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Ready line as JSON: ready, http, admin, state, pid.")
     ] = False,
@@ -64,13 +73,50 @@ def serve(
     Examples: penstock serve examples/quickstart.toml; penstock serve my_model.py --http 127.0.0.1:0 --json
     """
     try:
-        config = with_overrides(load_target(target), http=http, admin=admin, gateways=gateways, state=state)
+        config = with_overrides(
+            load_target(target), http=http, admin=admin, gateways=gateways, state=state, redis=redis
+        )
         check_exposure(config)
+        check_redis(config.limits)
         code = run_fleet(config, command=child_command, clock=now_us, as_json=as_json)
     except ConfigError as error:
         print(f"penstock: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     raise typer.Exit(code)
+
+
+def check_redis(limits: LimitSettings) -> None:
+    """See, before anything is started, whether the Redis that shall count answers and will do.
+
+    Raises:
+        ConfigError: It does not, or it may drop what it counts. The message names the field and the fix.
+    """
+    if limits.redis:
+        asyncio.run(_try_redis(limits))
+
+
+async def _try_redis(limits: LimitSettings) -> None:
+    authority = make_authority(limits, on_warning=lambda text: print(f"penstock: {text}", file=sys.stderr))
+    try:
+        await authority.start()
+    finally:
+        authority.close()
+
+
+async def _ask_redis(limits: LimitSettings, operations: Sequence[Operation]) -> Sequence[Reply | None]:
+    """Ask the Redis that counts, over a connection of its own: people ask seldom.
+
+    Raises:
+        ConfigError: It does not answer.
+    """
+    authority = make_authority(limits, on_warning=lambda _: None)
+    try:
+        await authority.start()
+        replies: asyncio.Future[Sequence[Reply | None]] = asyncio.get_running_loop().create_future()
+        authority.submit(operations, replies.set_result)
+        return await replies
+    finally:
+        authority.close()
 
 
 def child_command(launch: Launch) -> list[str]:
@@ -85,22 +131,32 @@ def run_fleet(
     """Serve a checked configuration until a signal; return the exit status.
 
     Raises:
-        ConfigError: A port is taken, or the state directory has a head already or cannot be used.
+        ConfigError: A port is taken, or the state directory has a head already or cannot be used, its keys included.
     """
     opened = _open(config)
     settings = FleetSettings(
         http=str(opened.http),
         sources=config.sources,
         gateways=config.gateways,
-        limits=config.limits,
+        http_limits=config.http_limits,
         access_log=config.access_log,
         canary_age_us_max=config.canary_age_us_max,
         orphan_us=config.orphan_us,
+        limits=config.limits,
+        requires_key=config.requires_key,
         drain_us=config.drain_us,
         version=__version__,
     )
     progress = Progress(Console(stderr=True))
-    head = Head(settings, opened.directory, command=command, now_us=clock, on_event=progress.show)
+    head = Head(
+        settings,
+        opened.directory,
+        command=command,
+        now_us=clock,
+        on_event=progress.show,
+        read_keys=_keys_of(opened.directory).read,
+        ask_limits=partial(_ask_redis, config.limits) if config.limits.redis else None,
+    )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_Session(head, opened, progress, as_json=as_json).run())
@@ -127,9 +183,10 @@ def _open(config: ServeConfig) -> _Opened:
         if http.port == 0:
             held = hold_port(http.host, 0)
             http = Address(http.host, port_of(held))
-        state = _default_state(http)
+        state = default_state(http.host, http.port)
     directory = StateDirectory(state)
     try:
+        _keys_of(directory).read()  # now, while nothing has been taken over or started
         if held is None:
             survivors = _survivors_port(directory, http)
             http = Address(http.host, survivors or http.port)
@@ -142,9 +199,9 @@ def _open(config: ServeConfig) -> _Opened:
     return _Opened(http, Address(config.admin.host, port_of(listener)), held, listener, directory)
 
 
-def _default_state(http: Address) -> Path:
-    """Return the directory of the head at an inference port."""
-    return state_root() / f"{http.host.replace(':', '_')}-{http.port}"
+def _keys_of(directory: StateDirectory) -> KeyStore:
+    # A command that writes at the same moment holds the file for a few ms; gateways wait for the head meanwhile.
+    return KeyStore(keys_file(directory.path), busy_s=0.2)
 
 
 def _survivors_port(directory: StateDirectory, http: Address) -> int | None:
@@ -157,6 +214,17 @@ def _survivors_port(directory: StateDirectory, http: Address) -> int | None:
         return None
     alive = (c for c in record.children if c.role == "gateway" and is_running(c.pid, c.start_ticks))
     return port if any(alive) else None
+
+
+# A look at everything takes 20 ms here, 40 with ten thousand limited keys, and gateways wait for it. As in gateways.
+_GC_THRESHOLD = 100_000
+
+
+def _rest_collector() -> None:
+    """Leave what was loaded at the start out of collections, and make those that look at everything rare."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD, 50, 100)
 
 
 class _Session:
@@ -176,7 +244,7 @@ class _Session:
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
-        admin = AdminServer(admin_app(self._head.view), self._opened.listener)
+        admin = AdminServer(admin_app(self._head.view, self._head.explain_limits), self._opened.listener)
         try:
             await self._head.start()
             admin.start()
@@ -196,6 +264,7 @@ class _Session:
     async def _serve(self) -> int:
         failure = await self._wait_first(self._head.wait_ready(), self._stop.wait())
         if failure is None and not self._stop.is_set():
+            _rest_collector()
             self._announce()
             await self._stop.wait()
         if failure is None:

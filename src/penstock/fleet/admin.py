@@ -1,6 +1,7 @@
 """The admin port: metrics, status and liveness of the head, on Starlette and uvicorn in the head's own event loop.
 
-    GET /metrics      Prometheus text        GET /api/status   the fleet as JSON        GET /healthz   the head lives
+    GET /metrics      Prometheus text             GET /api/status   the fleet as JSON
+    GET /healthz      the head lives              GET /api/limits   what is left of a user's limits
 
 Everything here only reads. Not here: what is shown (`status.py`, `metrics.py`), the inference port (gateways).
 """
@@ -8,7 +9,8 @@ Everything here only reads. Not here: what is shown (`status.py`, `metrics.py`),
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -16,24 +18,47 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from penstock.core.errors import CallerError, PenstockError
 from penstock.fleet.metrics import CONTENT_TYPE, render_metrics
 from penstock.fleet.status import to_status
 from penstock.fleet.view import FleetView
 
-__all__ = ["AdminServer", "admin_app"]
+__all__ = ["AdminServer", "ExplainLimits", "admin_app"]
 
 # How long a scrape in progress may take to finish when the head stops.
 _STOP_TIMEOUT_S = 2
 
 
-def admin_app(view: Callable[[], FleetView]) -> Starlette:
-    """Return the application. Args: view: returns the fleet as it is now."""
+class ExplainLimits(Protocol):
+    """Says what is left of a user's limits. See `limit_explaining.explain_limits`."""
+
+    def __call__(self, *, user: str, tenant: str, model: str) -> Awaitable[dict[str, Any]]:
+        """Return the document. Raises PenstockError."""
+        ...
+
+
+def admin_app(view: Callable[[], FleetView], explain: ExplainLimits) -> Starlette:
+    """Return the application.
+
+    Args:
+        view: Returns the fleet as it is now.
+        explain: Says what is left of a user's limits.
+    """
 
     async def metrics(_request: Request) -> Response:
         return Response(render_metrics(view()), media_type=CONTENT_TYPE)
 
     async def status(_request: Request) -> Response:
         return JSONResponse(to_status(view()))
+
+    async def limits(request: Request) -> Response:
+        asked = {name: request.query_params.get(name, "") for name in ("user", "tenant", "model")}
+        try:
+            return JSONResponse(await explain(**asked))
+        except PenstockError as error:
+            # Whoever counts may not be reachable: that is nobody's mistake here.
+            status = error.status if isinstance(error, CallerError) else 503
+            return JSONResponse({"error": error.message}, status)
 
     async def healthz(_request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -42,6 +67,7 @@ def admin_app(view: Callable[[], FleetView]) -> Starlette:
         routes=[
             Route("/metrics", metrics, methods=["GET"]),
             Route("/api/status", status, methods=["GET"]),
+            Route("/api/limits", limits, methods=["GET"]),
             Route("/healthz", healthz, methods=["GET"]),
         ]
     )

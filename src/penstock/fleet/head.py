@@ -6,28 +6,38 @@ Not here: the life of one child (`supervisor.py`), the catalogue's contents (`ca
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from penstock.core.authority import Operation, Reply
 from penstock.core.errors import PenstockError
+from penstock.core.keys import KeySnapshot
 from penstock.core.launch import GatewayLaunch, HttpLimits, ReplicaLaunch
+from penstock.core.limits import LimitSettings
 from penstock.core.models import ModelSource
 from penstock.fleet.catalogue import describe_model, fingerprint, name_replica
 from penstock.fleet.control import Channel, ControlServer
 from penstock.fleet.costs import Costs
+from penstock.fleet.keys import KeyDesk, ProcessId
 from penstock.fleet.ledger import Ledger
+from penstock.fleet.limit_audit import LimitAudit
+from penstock.fleet.limit_explaining import AskLimits, Circumstances, explain_limits
+from penstock.fleet.limits import LimitDesk
 from penstock.fleet.processes import Process, adopt_process, read_boot_id, read_usage
 from penstock.fleet.readiness import SILENCE_US_MAX, Readiness
 from penstock.fleet.state_directory import ChildRecord, FleetRecord, StateDirectory
 from penstock.fleet.supervisor import Child, ChildState, Launch, Role, Supervisor
-from penstock.fleet.view import FleetView, GatewayView, ModelView, ProcessView, view_gateway, view_model
+from penstock.fleet.view import FleetView, GatewayView, ModelView, ProcessView, view_gateway, view_limits, view_model
 from penstock.policy.restarting import RestartConfig
 from penstock.wire.control import (
     Drain,
     GatewayHello,
     GatewayReport,
+    KeysApplied,
+    KeysChanged,
+    LimitCall,
     LoadFailed,
     Message,
     ModelEntry,
@@ -58,7 +68,7 @@ class FleetSettings:
         http: `host:port` of the inference port, never port 0; whoever starts the head holds it.
         gateways: How many gateway processes share it.
         sources: The models.
-        limits, access_log, canary_age_us_max, orphan_us: Passed on to the children.
+        http_limits, access_log, canary_age_us_max, orphan_us, limits, requires_key: Passed on to the children.
         drain_us: How long gateways may take to finish what is in flight.
         version: Of the program, for people.
     """
@@ -66,10 +76,12 @@ class FleetSettings:
     http: str
     sources: tuple[ModelSource, ...]
     gateways: int = 1
-    limits: HttpLimits = field(default_factory=HttpLimits)
+    http_limits: HttpLimits = field(default_factory=HttpLimits)
     access_log: bool = False
     canary_age_us_max: int = 10_000_000
     orphan_us: int = 300_000_000
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    requires_key: bool = False
     drain_us: int = 30_000_000
     version: str = ""
 
@@ -107,6 +119,8 @@ class Head:
         command: Callable[[Launch], Sequence[str]],
         now_us: Callable[[], int],
         on_event: Callable[[FleetEvent], None],
+        read_keys: Callable[[int | None], KeySnapshot | None] | None = None,
+        ask_limits: AskLimits | None = None,
         restarting: RestartConfig | None = None,
     ) -> None:
         """Start nothing yet.
@@ -117,6 +131,9 @@ class Head:
             command: Turns a launch into the argv of a child process.
             now_us: Monotonic clock, the same for all processes of the machine.
             on_event: Called for what people may want to see. Must not raise.
+            read_keys: Returns the API keys in their store, None if they are still those of the revision given. None: no
+                keys.
+            ask_limits: Asks the authority over limits; None if the head is that.
             restarting: How patient to be with a child that keeps dying.
         """
         self._settings = settings
@@ -146,6 +163,16 @@ class Head:
         self._ledger = Ledger()
         # The clock goes on when heads come and go, so a successor's snapshots are newer than its predecessor's.
         self._sequence = self._started_at_us = now_us()
+        self._keys = KeyDesk(
+            read_keys or _read_no_keys,
+            sequence=self._sequence,
+            gateways=self._living_gateways,
+            on_warning=lambda text: on_event(FleetEvent("warning", "head", text)),
+            tiers=[name for name, _ in settings.limits.tiers],
+        )
+        self._limits = LimitDesk(f"{self._boot_id}:{self._sequence}", now_us)
+        self._limit_audit = LimitAudit()
+        self._ask_limits = ask_limits or self._ask_own_limits
         self._is_snapshot_due = False
         self._is_draining = False
         self._silence_timer: asyncio.TimerHandle | None = None
@@ -158,7 +185,9 @@ class Head:
 
         Raises:
             OSError: The state directory cannot be written.
+            PenstockError: The store of keys cannot be read.
         """
+        self._keys.start()
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
         # Nobody may be waiting when it fails; `stop` is then all that is left to do.
@@ -230,10 +259,12 @@ class Head:
             index=index,
             http=settings.http,
             control=str(self._directory.control),
-            limits=settings.limits,
+            http_limits=settings.http_limits,
             access_log=settings.access_log,
             canary_age_us_max=settings.canary_age_us_max,
             orphan_us=settings.orphan_us,
+            limits=settings.limits,
+            requires_key=settings.requires_key,
         )
         return Child(name=f"gateway-{index}", role=Role.GATEWAY, make_launch=lambda: launch)
 
@@ -308,6 +339,7 @@ class Head:
     # -- what children do
 
     def _child_changed(self, child: Child) -> None:
+        self._keys.check()
         if self._children.get(child.name) is not child:
             return  # a stray: it matters to nobody any more
         if self._shown.get(child.name) is not child.state:
@@ -328,6 +360,12 @@ class Head:
             self._close_account_if_over((process.pid, process.start_ticks))
         if child.address.startswith("unix:"):
             Path(child.address.removeprefix("unix:")).unlink(missing_ok=True)
+
+    def _living_gateways(self) -> Iterable[tuple[str, ProcessId]]:
+        """Yield every gateway process that lives, those included that are not wanted any more."""
+        for child in (*self._gateways, *self._strays):
+            if child.role is Role.GATEWAY and child.process is not None:
+                yield child.name, (child.process.pid, child.process.start_ticks)
 
     def _close_account_if_over(self, account: tuple[int, int]) -> None:
         """Close a gateway's account once its process has ended and all it said has been read, whichever comes last."""
@@ -368,6 +406,9 @@ class Head:
         }
         for name in self._readiness.find_silent(ready_at_us, now_us=self._now_us()):
             self._supervisor.kill(self._children[name], f"no report for {SILENCE_US_MAX // 1_000_000} s")
+        self._limits.tend()
+        self._limit_audit.advance(self._now_us())
+        self._keys.tend()
         self._silence_timer = asyncio.get_running_loop().call_later(_SILENCE_CHECK_S, self._check_silence)
 
     # -- what children say
@@ -384,6 +425,13 @@ class Head:
                 self._replica_fault(message)
             case StatisticsQuery():
                 channel.send(StatisticsReply(message.id, self._ledger.total()))
+            case LimitCall():
+                channel.send(self._limits.answer(message))
+            case KeysApplied():
+                if channel in self._accounts:
+                    self._keys.note_applied(self._accounts[channel], message.sequence)
+            case KeysChanged():
+                self._keys.change(channel, message)
             case _:
                 pass  # Drained is followed by the process's end, which is what counts; the rest is ours to say
 
@@ -399,7 +447,8 @@ class Head:
         if isinstance(hello, ReplicaHello):
             child.spec, child.load_us, child.profile = hello.spec, hello.load_us, hello.profile
         else:
-            self._accounts[channel] = (child.process.pid, child.process.start_ticks)
+            account = self._accounts[channel] = (child.process.pid, child.process.start_ticks)
+            self._keys.hello(account, channel)
             channel.send(self._make_snapshot())
         if child.state is not ChildState.STOPPING:
             self._supervisor.note_hello(child)
@@ -409,6 +458,7 @@ class Head:
         if account is None:
             return  # it has not said hello, or is not one of ours
         self._ledger.record(account, report.statistics)
+        self._limit_audit.note(report.audit, self._now_us())
         child = self._children[channel.name]
         if child.process is not None and (child.process.pid, child.process.start_ticks) == account:
             self._readiness.note(channel.name, report, now_us=self._now_us())
@@ -435,6 +485,7 @@ class Head:
     def _channel_closed(self, channel: Channel) -> None:
         if self._channels.get(channel.name) is channel:
             del self._channels[channel.name]
+        self._keys.forget(channel)
         account = self._accounts.pop(channel, None)
         if account is not None:
             self._close_account_if_over(account)
@@ -480,6 +531,7 @@ class Head:
         now_us = self._now_us()
         entries = self._entries()
         living = [(c.role.value, c.name, c.process.pid) for c in self._children.values() if c.process is not None]
+        statistics = self._ledger.total()
         usages = [(role, name, read_usage(pid)) for role, name, pid in [("head", "head", os.getpid()), *living]]
         return FleetView(
             version=self._settings.version,
@@ -490,8 +542,22 @@ class Head:
             gateways=tuple(self._view_gateway(g, entries, now_us) for g in self._gateways),
             models=tuple(self._view_model(entry) for entry in entries),
             processes=tuple(ProcessView(role, name, usage) for role, name, usage in usages if usage is not None),
-            statistics=self._ledger.total(),
+            statistics=statistics,
+            limits=view_limits(self._settings.limits, statistics, self._limit_audit.findings()),
         )
+
+    async def explain_limits(self, *, user: str, tenant: str, model: str) -> dict[str, Any]:
+        """Say what is left of a user's limits: see `limit_explaining.explain_limits`. Waits for who counts them."""
+        circumstances = Circumstances(
+            settings=self._settings.limits,
+            keys=self._keys.records,
+            models=tuple(dict.fromkeys(source.name for source in self._settings.sources)),
+            requires_key=self._settings.requires_key,
+        )
+        return await explain_limits(circumstances, self._ask_limits, user=user, tenant=tenant, model=model)
+
+    async def _ask_own_limits(self, operations: Sequence[Operation]) -> Sequence[Reply]:
+        return self._limits.run(operations)
 
     def _view_gateway(self, child: Child, entries: list[ModelEntry], now_us: int) -> GatewayView:
         return view_gateway(
@@ -507,6 +573,7 @@ class Head:
             self._replicas[entry.name],
             is_ready=all(self._is_gateway_ready(g, [key]) for g in self._gateways),
             profiles=self._costs.profiles(key, entry.profile),
+            key_weights=self._keys.weights,
         )
 
 
@@ -526,6 +593,10 @@ def _to_record(child: Child) -> ChildRecord:
         is_ready=child.state is ChildState.READY,
         profile=child.profile,
     )
+
+
+def _read_no_keys(revision: int | None) -> KeySnapshot | None:
+    return None if revision == 0 else KeySnapshot()
 
 
 def _make_nothing() -> Launch:

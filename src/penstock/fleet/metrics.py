@@ -9,7 +9,8 @@ import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from penstock.core.statistics import Histogram, ModelStatistics, TenantStatistics
+from penstock.core.statistics import Histogram, LimitStatistics, ModelStatistics, TenantStatistics
+from penstock.fleet.limit_audit import AuditFinding
 from penstock.fleet.view import TENANTS_MAX, FleetView, ModelView
 
 __all__ = ["CONTENT_TYPE", "render_metrics"]
@@ -45,6 +46,25 @@ _TENANT_COUNTERS: tuple[tuple[str, str, Callable[[TenantStatistics], float]], ..
     ("penstock_tenant_requests_total", "Requests of a tenant.", lambda t: t.requests),
     ("penstock_tenant_refused_total", "Requests of a tenant refused before execution.", lambda t: t.refused),
     ("penstock_tenant_device_seconds_total", "Device time of a tenant's requests.", lambda t: t.device_us / 1e6),
+)
+_LIMIT_OUTCOMES: tuple[tuple[str, Callable[[LimitStatistics], int]], ...] = (
+    ("local", lambda s: s.local),
+    ("checked", lambda s: s.checked),
+    ("alone", lambda s: s.alone),
+    ("rejected", lambda s: s.rejected),
+)
+_AUDIT_FAMILIES: tuple[tuple[str, str, Callable[[AuditFinding], float]], ...] = (
+    (
+        "penstock_limit_excess_max",
+        "Tokens by which the worst window of a sampled bucket was over its bound; must be 0.",
+        lambda found: found.excess_tokens,
+    ),
+    (
+        "penstock_limit_under_delivery_ratio",
+        "Share of what an ideal bucket would have admitted that was refused, of sampled buckets, of late.",
+        lambda found: found.under_delivery_ratio,
+    ),
+    ("penstock_limit_audited_buckets", "Buckets that are sampled.", lambda found: found.buckets),
 )
 _TRITON_FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 _REPLICA_STATES = ("waiting", "loading", "ready", "stopping")
@@ -113,6 +133,7 @@ def render_metrics(view: FleetView) -> str:
     _write_tenants(page, models, {m.key: m for m in view.models})
     _write_costs(page, view)
     _write_gateways(page, view)
+    _write_limits(page, view)
     _write_fleet(page, view)
     return "\n".join(page.lines) + "\n"
 
@@ -243,6 +264,42 @@ def _write_gateways(page: _Page, view: FleetView) -> None:
     )
     page.family("penstock_parse_seconds", "histogram", "Time to parse a request, from its first byte to its last.")
     page.durations("penstock_parse_seconds", {}, s.parse)
+
+
+def _write_limits(page: _Page, view: FleetView) -> None:
+    page.simple(
+        "penstock_limit_decisions_total",
+        "counter",
+        "Decisions under a limit, by outcome.",
+        (
+            ({"limit": v.name, "outcome": outcome}, count(v.statistics))
+            for v in view.limits
+            for outcome, count in _LIMIT_OUTCOMES
+        ),
+    )
+    rated = [(v, v.finding) for v in view.limits if v.finding is not None]
+    page.simple(
+        "penstock_limit_stranded_tokens",
+        "counter",
+        "Tokens lent to gateways that ran out unused.",
+        (({"limit": v.name}, v.statistics.stranded) for v, _ in rated),
+    )
+    for name, description, read in _AUDIT_FAMILIES:
+        page.simple(name, "gauge", description, (({"limit": v.name}, read(found)) for v, found in rated))
+    page.simple(
+        "penstock_limit_failover_loss_tokens",
+        "gauge",
+        "Tokens one bucket may have admitted twice when the authority became another; 0 if it never did.",
+        (({"limit": v.name}, v.loss_tokens) for v, _ in rated),
+    )
+    s = view.statistics
+    page.simple("penstock_limit_calls_total", "counter", "Calls to the authority over limits.", [({}, s.limit_calls)])
+    page.simple(
+        "penstock_limit_epochs_total",
+        "counter",
+        "Times a gateway found the authority to be another.",
+        [({}, s.limit_epochs)],
+    )
 
 
 def _write_fleet(page: _Page, view: FleetView) -> None:

@@ -18,7 +18,11 @@ from penstock.core.errors import ConfigError
 from penstock.core.models import ModelSpec
 from penstock.core.profiles import CostProfile
 
-__all__ = ["ChildRecord", "FleetRecord", "StateDirectory"]
+__all__ = ["CONTROL_SOCKET", "ChildRecord", "FleetRecord", "StateDirectory", "has_head", "load_record"]
+
+CONTROL_SOCKET = "control.sock"
+_LOCK = "head.lock"
+_RECORD = "fleet.json"
 
 # sun_path is 108 bytes with its terminating zero: unix(7).
 _SOCKET_PATH_BYTES_MAX = 107
@@ -88,7 +92,7 @@ class StateDirectory:
             )
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = (self.path / "head.lock").open("a+", encoding="ascii")
+            lock = (self.path / _LOCK).open("a+", encoding="ascii")
         except OSError as error:
             raise ConfigError(f"state directory {self.path}: expected to write there, got: {error.strerror}") from error
         try:
@@ -109,7 +113,7 @@ class StateDirectory:
     @property
     def control(self) -> Path:
         """Where the control socket is."""
-        return self.path / "control.sock"
+        return self.path / CONTROL_SOCKET
 
     def replica_socket(self, number: int) -> Path:
         """Return where replica process `number` listens."""
@@ -117,12 +121,7 @@ class StateDirectory:
 
     def load(self, boot_id: str) -> FleetRecord | None:
         """Return what the last head wrote on this boot; None if nothing, or nothing that can be read."""
-        try:
-            record = msgspec.json.decode((self.path / "fleet.json").read_bytes(), type=FleetRecord)
-        except (FileNotFoundError, msgspec.DecodeError):
-            # A file of another version or cut short by a full disk: its children, orphaned, drain by themselves.
-            return None
-        return record if record.boot_id == boot_id else None
+        return load_record(self.path, boot_id)
 
     def save(self, record: FleetRecord) -> None:
         """Write who the children are, whole or not at all.
@@ -132,12 +131,35 @@ class StateDirectory:
         """
         temporary = self.path / "fleet.json.new"
         temporary.write_bytes(msgspec.json.encode(record))
-        temporary.replace(self.path / "fleet.json")
+        temporary.replace(self.path / _RECORD)
 
     def close(self, *, is_empty: bool) -> None:
         """Give up the lock; with no children left also remove what would tell of them."""
         if is_empty:
-            (self.path / "fleet.json").unlink(missing_ok=True)
+            (self.path / _RECORD).unlink(missing_ok=True)
             for socket_path in self.path.glob("r-*.sock"):
                 socket_path.unlink(missing_ok=True)
         self._lock.close()
+
+
+def load_record(path: Path, boot_id: str) -> FleetRecord | None:
+    """Return what the last head of the directory at `path` wrote; see `StateDirectory.load`. Needs no lock."""
+    try:
+        record = msgspec.json.decode((path / _RECORD).read_bytes(), type=FleetRecord)
+    except (FileNotFoundError, msgspec.DecodeError):
+        # A file of another version or cut short by a full disk: its children, orphaned, drain by themselves.
+        return None
+    return record if record.boot_id == boot_id else None
+
+
+def has_head(path: Path) -> bool:
+    """Return True if a head holds the directory at `path`, which may be missing."""
+    try:
+        with (path / _LOCK).open(encoding="ascii") as lock:
+            # Shared and for an instant: a head that starts in just this instant would say that there is another.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

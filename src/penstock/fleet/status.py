@@ -7,7 +7,7 @@ from typing import Any
 
 from penstock.core.profiles import CostProfile
 from penstock.core.statistics import Histogram, ModelStatistics, TenantStatistics
-from penstock.fleet.view import TENANTS_MAX, FleetView, GatewayView, ModelView, ReplicaView
+from penstock.fleet.view import TENANTS_MAX, FleetView, GatewayView, LimitView, ModelView, ReplicaView
 
 __all__ = ["to_status"]
 
@@ -22,6 +22,9 @@ def to_status(view: FleetView) -> dict[str, Any]:
         "draining": view.is_draining,
         "gateways": [_gateway(g) for g in view.gateways],
         "models": [_model(m, view.statistics.models.get(m.key, ModelStatistics())) for m in view.models],
+        "limits": [_limit(v) for v in view.limits],
+        "limit_calls": view.statistics.limit_calls,
+        "limit_epochs": view.statistics.limit_epochs,
     }
 
 
@@ -63,6 +66,24 @@ def _model(model: ModelView, statistics: ModelStatistics) -> dict[str, Any]:
         "replicas": [_replica(r) for r in model.replicas],
         "tenants": {name: _tenant(t) for name, t in statistics.heaviest_tenants(TENANTS_MAX)},
         "statistics": _summarise(statistics, model.weights),
+    }
+
+
+def _limit(limit: LimitView) -> dict[str, Any]:
+    found = limit.finding
+    return {
+        "name": limit.name,
+        "level": limit.level,
+        "rule": limit.rule,
+        "local": limit.statistics.local,
+        "checked": limit.statistics.checked,
+        "alone": limit.statistics.alone,
+        "rejected": limit.statistics.rejected,
+        "stranded_tokens": limit.statistics.stranded,
+        "audited_buckets": 0 if found is None else found.buckets,
+        "excess_max": None if found is None else found.excess_tokens,
+        "under_delivery_ratio": None if found is None else found.under_delivery_ratio,
+        "failover_loss_tokens": limit.loss_tokens,
     }
 
 

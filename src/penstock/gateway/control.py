@@ -4,9 +4,11 @@ Not here: the messages (`wire/control.py`), what a snapshot changes (`catalogue.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
+from penstock.core.authority import Operation, Reply
+from penstock.core.keys import KeySnapshot
 from penstock.core.ports import Clock
 from penstock.core.statistics import GatewayStatistics
 from penstock.gateway.redial import Redial
@@ -17,6 +19,10 @@ from penstock.wire.control import (
     Drained,
     GatewayHello,
     GatewayReport,
+    Keys,
+    KeysApplied,
+    LimitCall,
+    LimitReplies,
     Message,
     ReplicaFault,
     Snapshot,
@@ -31,6 +37,12 @@ RECONNECT_S_MIN = 0.1
 RECONNECT_S_MAX = 2.0
 # A head that does not answer within this is treated as gone, and the gateway's own counts are given instead.
 QUERY_TIMEOUT_S = 0.5
+# The head does other things too: starting a process, or writing a page of metrics, holds it up for some ms.
+LIMIT_TIMEOUT_US = 50_000
+# With so many calls unanswered the head hangs: further ones are given up at once, until it answers.
+LIMIT_CALLS_MAX = 256
+
+_OnReplies = Callable[[Sequence[Reply | None]], None]
 
 
 class ControlClient(asyncio.Protocol):
@@ -42,6 +54,7 @@ class ControlClient(asyncio.Protocol):
         loop: The event loop.
         now_us: Clock.
         on_snapshot: Called with each snapshot.
+        on_keys: Called with the API keys, each time they change; when it returns, no other is accepted.
         on_drain: Called with the drain time, µs.
         own_statistics: This gateway's counts, for when the head is gone.
     """
@@ -54,6 +67,7 @@ class ControlClient(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         now_us: Clock,
         on_snapshot: Callable[[Snapshot], None],
+        on_keys: Callable[[KeySnapshot], None],
         on_drain: Callable[[int], None],
         own_statistics: Callable[[], GatewayStatistics],
     ) -> None:
@@ -63,12 +77,16 @@ class ControlClient(asyncio.Protocol):
         self._loop = loop
         self._now_us = now_us
         self._on_snapshot = on_snapshot
+        self._on_keys = on_keys
         self._on_drain = on_drain
         self._own_statistics = own_statistics
         self._transport: asyncio.Transport | None = None
         self._decoder = ControlDecoder()
         self._queries: dict[int, Callable[[GatewayStatistics], None]] = {}
         self._query_id = 0
+        self._limit_calls: dict[int, tuple[int, int, _OnReplies]] = {}  # operations, when to give up, whom to tell
+        self._limit_call_id = 0
+        self._is_limit_timer_set = False
         self._wanted = True
         self._redial = Redial(self._connect, loop=loop, delay_s_min=RECONNECT_S_MIN, delay_s_max=RECONNECT_S_MAX)
 
@@ -97,12 +115,19 @@ class ControlClient(asyncio.Protocol):
         for message in messages:
             if isinstance(message, Snapshot):
                 self._on_snapshot(message)
+            elif isinstance(message, Keys):
+                self._on_keys(message.snapshot)
+                self._send(KeysApplied(message.sequence))
             elif isinstance(message, Drain):
                 self._on_drain(message.drain_us)
             elif isinstance(message, StatisticsReply):
                 answer = self._queries.pop(message.id, None)
                 if answer is not None:
                     answer(message.statistics)
+            elif isinstance(message, LimitReplies):
+                call = self._limit_calls.pop(message.id, None)
+                if call is not None:
+                    call[2](message.replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Asyncio: the head is gone."""
@@ -110,6 +135,7 @@ class ControlClient(asyncio.Protocol):
         self.lost_at_us = self._now_us()
         for query_id in list(self._queries):
             self._answer_alone(query_id)
+        self._give_up_limit_calls(now_us=None)
         if self._wanted:
             self._redial.again()
 
@@ -143,6 +169,35 @@ class ControlClient(asyncio.Protocol):
         answer = self._queries.pop(query_id, None)
         if answer is not None:
             answer(self._own_statistics())
+
+    def submit(self, operations: Sequence[Operation], on_replies: _OnReplies) -> None:
+        """See `LimitAuthority`: the head is one."""
+        if self._transport is None or len(self._limit_calls) >= LIMIT_CALLS_MAX:
+            self._loop.call_soon(on_replies, [None] * len(operations))
+            return
+        self._limit_call_id += 1
+        give_up_us = self._now_us() + LIMIT_TIMEOUT_US
+        self._limit_calls[self._limit_call_id] = (len(operations), give_up_us, on_replies)
+        self._send(LimitCall(self._limit_call_id, tuple(operations)))
+        if not self._is_limit_timer_set:
+            self._is_limit_timer_set = True
+            self._loop.call_later(LIMIT_TIMEOUT_US / 1e6, self._watch_limit_calls)
+
+    def _watch_limit_calls(self) -> None:
+        """The one timer for all calls under way: each is given up after once to twice the time allowed."""
+        self._is_limit_timer_set = False
+        self._give_up_limit_calls(now_us=self._now_us())
+        if self._limit_calls:
+            self._is_limit_timer_set = True
+            self._loop.call_later(LIMIT_TIMEOUT_US / 1e6, self._watch_limit_calls)
+
+    def _give_up_limit_calls(self, *, now_us: int | None) -> None:
+        """Answer None to limit calls that have waited too long; to all of them if `now_us` is None."""
+        for call_id, (count, give_up_us, on_replies) in list(self._limit_calls.items()):
+            if now_us is not None and now_us < give_up_us:
+                break  # the others are younger
+            del self._limit_calls[call_id]
+            on_replies([None] * count)
 
     def close(self, drained: Drained) -> None:
         """Say goodbye and close."""

@@ -8,12 +8,15 @@ from math import prod
 
 from penstock.core.ports import Clock
 from penstock.gateway.batcher import ModelBatcher
+from penstock.gateway.callers import Caller
 from penstock.gateway.http import Exchange
-from penstock.gateway.inference import retry_headers
-from penstock.gateway.terms import Terms
+from penstock.gateway.inference import estimate_tokens, retry_headers
+from penstock.gateway.limit_plans import Plan
+from penstock.gateway.limiter import Limiter, Permit, Waiting
 from penstock.gateway.work import BatchResult, Refusal, Work
 from penstock.policy.admission import RefusalReason
 from penstock.wire.oip import InferenceRequest, length_bucket
+from penstock.wire.oip_outputs import count_tokens
 from penstock.wire.openai import (
     EmbeddingsRequest,
     encode_embeddings_response,
@@ -22,6 +25,7 @@ from penstock.wire.openai import (
     pack_token_ids,
     plan_embedding_chunks,
 )
+from penstock.wire.ratelimit import Rejection
 
 __all__ = ["Embedding"]
 
@@ -35,17 +39,28 @@ class Embedding:
         "_batcher",
         "_embeddings",
         "_exchange",
+        "_arrived_us",
+        "_limits",
         "_now_us",
+        "_permit",
+        "_plan",
         "_request",
         "_tokens",
         "_waiting",
         "allowed_us",
         "request_class",
         "tenant",
+        "weight",
     )
 
     def __init__(
-        self, exchange: Exchange, request: EmbeddingsRequest, batcher: ModelBatcher, terms: Terms, now_us: Clock
+        self,
+        exchange: Exchange,
+        request: EmbeddingsRequest,
+        batcher: ModelBatcher,
+        caller: Caller,
+        plan: Plan | None,
+        now_us: Clock,
     ) -> None:
         self._exchange = exchange
         self._request = request
@@ -54,15 +69,48 @@ class Embedding:
         self._embeddings: list[memoryview] = [memoryview(b"")] * (len(request.texts) or len(request.tokens))
         self._tokens = 0
         self._waiting: set[_Chunk] = set()
-        self.request_class, self.allowed_us = terms.settle(batcher.spec)
-        self.tenant = terms.tenant
+        self._plan = plan
+        self._limits: Waiting | None = None
+        self._permit: Permit | None = None
+        self._arrived_us = exchange.started_us
+        self.request_class, self.allowed_us = caller.terms.settle(batcher.spec)
+        self.tenant = caller.terms.tenant
+        self.weight = caller.principal.weight
 
-    def submit(self, arrived_us: int) -> None:
+    def start(self, limiter: Limiter) -> None:
+        """Queue it if its caller's limits have room for it, or answer which has not."""
+        self._exchange.work = self
+        if self._plan is None:
+            self._submit()
+            return
+        rows = len(self._embeddings)
+        nbytes = sum(map(len, self._request.texts)) or 4 * sum(map(len, self._request.tokens))
+        verdict = limiter.admit(self._plan, self, rows, estimate_tokens(rows, nbytes))
+        if isinstance(verdict, Waiting):
+            self._limits = verdict
+        else:
+            self.proceed(verdict, None)
+
+    def proceed(self, rejection: Rejection | None, permit: Permit | None) -> None:
+        """The limits are decided."""
+        self._limits = None
+        self._permit = permit
+        if rejection is None:
+            self._submit()
+        else:
+            body = encode_openai_error(rejection.message, rejection.status, code=rejection.code)
+            self._exchange.respond(rejection.status, body, headers=rejection.headers)
+
+    def _end_permit(self, tokens: int | None) -> None:
+        if self._permit is not None:
+            self._permit.end(tokens)
+
+    def _submit(self) -> None:
         """Cut the inputs into chunks and queue them all."""
+        arrived_us = self._arrived_us
         inputs = self._request.texts or self._request.tokens
         plan = plan_embedding_chunks([len(item) for item in inputs], self._batcher.spec.batching.size_max)
         chunks = [_Chunk(self, indexes, self._tensor(indexes), arrived_us) for indexes in plan]
-        self._exchange.work = self
         for chunk in chunks:
             self._waiting.add(chunk)
             self._batcher.submit(chunk, self._now_us())
@@ -95,6 +143,10 @@ class Embedding:
 
     def abandon(self) -> None:
         """The client is gone: no chunk is worth running."""
+        if self._limits is not None:
+            self._limits.leave()
+            return
+        self._end_permit(None)  # some of it may have run, and nobody has counted all: the estimate stands
         self._abandon(RefusalReason.DISCONNECTED)
 
     def _abandon(self, reason: RefusalReason | None) -> None:
@@ -111,11 +163,12 @@ class Embedding:
         for offset, index in enumerate(chunk.indexes):
             start = (row + offset) * width
             self._embeddings[index] = embedding.data[start : start + width]
-        if "token_count" in outputs:
-            self._tokens += sum(outputs["token_count"].data.cast("q")[row : row + chunk.rows])
+        tokens = count_tokens(result.outputs, row, chunk.rows)
+        self._tokens += tokens or 0
         self._waiting.discard(chunk)
         if self._waiting:
             return
+        self._end_permit(None if tokens is None else self._tokens)
         request = self._request
         body = encode_embeddings_response(
             request.model, self._embeddings, as_base64=request.as_base64, prompt_tokens=self._tokens
@@ -125,12 +178,15 @@ class Embedding:
             result.timing,
             (now_us - chunk.arrived_us) / 1_000,
         )
+        if self._plan is not None:
+            headers += self._plan.headers(now_us)
         self._exchange.respond(200, body, headers=headers)
 
     def refuse(self, chunk: "_Chunk", refusal: Refusal) -> None:
         """Answer with OpenAI's error; the other chunks are of no use any more."""
         self._waiting.discard(chunk)
         self._abandon(refusal.reason)
+        self._end_permit(self._tokens)
         if not self._exchange.is_answered:
             body = encode_openai_error(refusal.message, refusal.status)
             self._exchange.respond(refusal.status, body, headers=retry_headers(refusal))
@@ -143,7 +199,7 @@ class _Chunk(Work):
 
     def __init__(self, owner: Embedding, indexes: list[int], request: InferenceRequest, arrived_us: int) -> None:
         deadline_us = arrived_us + owner.allowed_us
-        super().__init__(request, arrived_us, deadline_us, request_class=owner.request_class, tenant=owner.tenant)
+        super().__init__(request, arrived_us, deadline_us, owner.request_class, owner.tenant, owner.weight)
         self.indexes = indexes
         self._owner = owner
 

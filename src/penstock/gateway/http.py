@@ -23,13 +23,14 @@ from penstock.core.ports import Clock
 from penstock.core.statistics import GatewayStatistics
 from penstock.gateway.content_coding import COMPRESS_BYTES_MIN, compress, decompress, shown
 
-__all__ = ["Exchange", "Handler", "HttpConnection", "Port"]
+__all__ = ["Exchange", "Handler", "Head", "HttpConnection", "Port"]
 
 # After a refusal the client may still be sending; reading on for a moment lets it receive the answer (RFC 9112 9.6).
 LINGER_US = 1_000_000
-# Heads remembered by their bytes, and how long they may be: clients repeat theirs, give or take the content length.
-# 1,024 of at most 1 KiB are 1 MiB; past the number all are forgotten, so a client that varies its own gains nothing.
-HEADS_MAX = 1_024
+# Heads remembered by their bytes, and how long they may be: clients repeat theirs, give or take the content length, and
+# each has a key of its own. As many as callers are remembered (`identity.py`), of some 1.5 KB with all that they led
+# to; past the number all are forgotten, so a client that varies its own gains nothing.
+HEADS_MAX = 16_384
 HEAD_BYTES_MAX = 1_024
 # 2^64 has 20 digits; more are leading zeros or padding, which no client sends.
 LENGTH_CHARS_MAX = 32
@@ -49,6 +50,7 @@ _KNOWN = frozenset(
         b"penstock-timeout-ms",
         b"transfer-encoding",
         b"upgrade",
+        b"x-api-key",
     }
 )
 
@@ -85,16 +87,21 @@ class Abandonable(Protocol):
         ...
 
 
-class _Head:
-    """The head of a request as llhttp understood it: what the same bytes mean when they come again."""
+class Head:
+    """The head of a request as llhttp understood it: what the same bytes mean when they come again.
 
-    __slots__ = ("body_bytes", "headers", "method", "url")
+    Attributes:
+        memory: What the handler keeps with it, so that it need not find out again who asks for what.
+    """
+
+    __slots__ = ("body_bytes", "headers", "memory", "method", "url")
 
     def __init__(self, method: str, url: bytes, headers: dict[bytes, bytes], body_bytes: int) -> None:
         self.method = method
         self.url = url
         self.headers = headers
         self.body_bytes = body_bytes
+        self.memory: Any = None
 
 
 class _Phase(IntEnum):
@@ -131,7 +138,7 @@ class Port:
         self.log = log
         self.connections: set[HttpConnection] = set()
         self.is_draining = False
-        self.heads: dict[bytes, _Head] = {}
+        self.heads: dict[bytes, Head] = {}
         self.date = b""  # the `date` header line, renewed every second by the gateway
 
     def sweep(self) -> None:
@@ -163,13 +170,22 @@ class Exchange:
         headers: The known ones, names in lower case.
         body: Decompressed.
         started_us: When its first byte was handled.
+        head: What is remembered of its head, None if it is not one to be remembered.
         work: Set by the handler if somebody must be told when the client goes away.
     """
 
-    __slots__ = ("_close", "_connection", "_response", "body", "headers", "method", "started_us", "url", "work")
+    __slots__ = ("_close", "_connection", "_response", "body", "head", "headers", "method", "started_us", "url", "work")
 
-    def __init__(self, connection: "HttpConnection", method: str, url: bytes, headers: dict[bytes, bytes]) -> None:
+    def __init__(
+        self,
+        connection: "HttpConnection",
+        method: str,
+        url: bytes,
+        headers: dict[bytes, bytes],
+        head: Head | None = None,
+    ) -> None:
         self._connection = connection
+        self.head = head
         self._response: bytes | None = None
         self._close = False
         self.method = method
@@ -402,7 +418,7 @@ class HttpConnection(asyncio.Protocol):
             body_end = body_at + head.body_bytes
             if body_end > len(data):
                 break
-            exchange = Exchange(self, head.method, head.url, head.headers)
+            exchange = Exchange(self, head.method, head.url, head.headers, head)
             exchange.body = data[body_at:body_end]
             exchange.started_us = started_us
             port.statistics.parse.counts[0] += 1
@@ -429,7 +445,7 @@ class HttpConnection(asyncio.Protocol):
         if len(heads) >= HEADS_MAX:
             heads.clear()
         body_bytes = int(headers.get(b"content-length", b"0"))
-        heads[head] = _Head(exchange.method, exchange.url, headers, body_bytes)
+        heads[head] = exchange.head = Head(exchange.method, exchange.url, headers, body_bytes)
 
     # -- httptools -----------------------------------------------------------------------------------------------
 

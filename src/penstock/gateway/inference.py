@@ -3,15 +3,20 @@
 Not here: JSON and binary tensors (`wire/oip.py`), queues (`batcher.py`).
 """
 
-from penstock.core.errors import InvalidInput
+from penstock.core.errors import CallerError, InvalidInput
 from penstock.core.ports import Clock
 from penstock.gateway.batcher import ModelBatcher
+from penstock.gateway.callers import Caller
 from penstock.gateway.http import Exchange
-from penstock.gateway.terms import TermsReader
+from penstock.gateway.limit_plans import Plan
+from penstock.gateway.limiter import Limiter, Permit, Waiting
 from penstock.gateway.work import BatchResult, Refusal, Work
+from penstock.policy.queueing import RUNNING, RequestClass
 from penstock.wire.oip import InferenceCodec, encode_error
+from penstock.wire.oip_outputs import count_tokens
+from penstock.wire.ratelimit import Rejection
 
-__all__ = ["Inference", "Target", "retry_headers"]
+__all__ = ["Bound", "Inference", "Target", "estimate_tokens", "retry_headers"]
 
 # More than any body has, and far from the 4,300 at which int() gives up.
 DIGITS_MAX = 18
@@ -29,20 +34,51 @@ def retry_headers(refusal: Refusal) -> bytes:
     )
 
 
+def estimate_tokens(rows: int, nbytes: int) -> int:
+    """Return about how many tokens of a model its input has: four bytes each, as ids always and English text mostly."""
+    return max(rows, nbytes // 4)
+
+
 class Inference(Work):
     """One OIP request on its way through the queue."""
 
-    __slots__ = ("exchange", "target")
+    __slots__ = ("exchange", "permit", "plan", "target", "waiting")
 
     exchange: Exchange
     target: "Target"
+    plan: Plan | None
+    waiting: Waiting | None
+    permit: Permit | None
 
     def abandon(self) -> None:
         """The client is gone."""
+        if self.waiting is not None:
+            self.waiting.leave()
+            return
+        if self.permit is not None:
+            # What already runs has its cost, and nobody will count it: the estimate stands.
+            self.permit.end(None if self.state is RUNNING else 0)
         self.target.batcher.abandon(self, self.target.now_us())
+
+    def proceed(self, rejection: Rejection | None, permit: Permit | None) -> None:
+        """The authority over limits has answered."""
+        now_us = self.target.now_us()
+        self.waiting = None
+        self.permit = permit
+        if rejection is None:
+            self.target.batcher.submit(self, now_us)
+        else:
+            self.reject(rejection, now_us)
+
+    def reject(self, rejection: Rejection, now_us: int) -> None:
+        """Answer that a limit is in the way."""
+        headers = b"server-timing: total;dur=%.3f\r\n" % ((now_us - self.arrived_us) / 1_000)
+        self.exchange.respond(rejection.status, encode_error(rejection.message), headers=headers + rejection.headers)
 
     def finish(self, result: BatchResult, row: int, now_us: int) -> bool:
         """Answer with this request's rows."""
+        if self.permit is not None:
+            self.permit.end(count_tokens(result.outputs, row, self.rows))
         try:
             body, json_bytes = self.target.codec.encode(self.request, result.outputs, result.values, row, self.rows)
         except InvalidInput as error:
@@ -53,6 +89,8 @@ class Inference(Work):
             result.timing,
             (now_us - self.arrived_us) / 1_000,
         )
+        if self.plan is not None:
+            timing += self.plan.headers(now_us)
         if json_bytes is None:
             self.exchange.respond(200, body, headers=timing)
         else:
@@ -62,8 +100,22 @@ class Inference(Work):
 
     def refuse(self, refusal: Refusal, now_us: int) -> None:
         """Answer with the protocol's error."""
+        if self.permit is not None:
+            self.permit.end(0)
         headers = b"server-timing: total;dur=%.3f\r\n" % ((now_us - self.arrived_us) / 1_000)
         self.exchange.respond(refusal.status, encode_error(refusal.message), headers=headers + retry_headers(refusal))
+
+
+class Bound:
+    """What all requests of one caller for one model have in common, if they say nothing else in their parameters."""
+
+    __slots__ = ("allowed_us", "caller", "plan", "request_class")
+
+    def __init__(self, caller: Caller, plan: Plan | None, request_class: RequestClass, allowed_us: int) -> None:
+        self.caller = caller
+        self.plan = plan
+        self.request_class = request_class
+        self.allowed_us = allowed_us
 
 
 class Target:
@@ -72,40 +124,63 @@ class Target:
     Args:
         codec: Of the model version.
         batcher: Of the model version.
-        terms: Reads the headers that say on what terms a request is served.
+        limiter: Knows whether there is room for it within its caller's limits.
         now_us: Clock.
     """
 
-    __slots__ = ("batcher", "codec", "now_us", "terms")
+    __slots__ = ("batcher", "codec", "limiter", "now_us")
 
-    def __init__(self, codec: InferenceCodec, batcher: ModelBatcher, terms: TermsReader, now_us: Clock) -> None:
+    def __init__(self, codec: InferenceCodec, batcher: ModelBatcher, limiter: Limiter, now_us: Clock) -> None:
         self.codec = codec
         self.batcher = batcher
-        self.terms = terms
+        self.limiter = limiter
         self.now_us = now_us
 
-    def start(self, exchange: Exchange) -> None:
-        """Decode an infer request and queue it, or answer what is wrong with it."""
+    def refuse(self, exchange: Exchange, error: CallerError, headers: bytes = b"") -> None:
+        """Answer what is wrong with a request, and count it."""
+        elapsed_us = self.now_us() - exchange.started_us
+        self.batcher.count_invalid(elapsed_us)
+        headers += b"server-timing: total;dur=%.3f\r\n" % (elapsed_us / 1_000)
+        exchange.respond(error.status, encode_error(error.message), headers=headers)
+
+    def bind(self, caller: Caller, plan: Plan | None) -> "Bound":
+        """Return what all requests of a caller for this model have in common."""
+        request_class, allowed_us = caller.terms.settle(self.batcher.spec)
+        return Bound(caller, plan, request_class, allowed_us)
+
+    def start(self, exchange: Exchange, bound: "Bound") -> None:
+        """Decode an infer request and queue it, or answer what is wrong with it or which limit is in its way."""
         header = exchange.headers.get(b"inference-header-content-length")
         try:
-            terms = self.terms.read(exchange.headers)
             if header is not None and not (header.isdigit() and len(header) <= DIGITS_MAX):
                 shown = header[:64].decode("ascii", "backslashreplace")
                 raise InvalidInput(f"Inference-Header-Content-Length: expected up to {DIGITS_MAX} digits, got {shown}")
             request = self.codec.decode(exchange.body, None if header is None else int(header))
         except InvalidInput as error:
-            elapsed_us = self.now_us() - exchange.started_us
-            self.batcher.count_invalid(elapsed_us)
-            headers = b"server-timing: total;dur=%.3f\r\n" % (elapsed_us / 1_000)
-            exchange.respond(error.status, encode_error(error.message), headers=headers)
+            self.refuse(exchange, error)
             return
         arrived_us = exchange.started_us
-        request_class, allowed_us = terms.settle(
-            self.batcher.spec, priority=request.priority, timeout_us=request.timeout_us
-        )
+        batcher, plan = self.batcher, bound.plan
+        terms = bound.caller.terms
+        request_class, allowed_us = bound.request_class, bound.allowed_us
+        if request.priority or request.timeout_us:
+            request_class, allowed_us = terms.settle(
+                batcher.spec, priority=request.priority, timeout_us=request.timeout_us
+            )
         deadline_us = arrived_us + allowed_us
-        work = Inference(request, arrived_us, deadline_us, request_class=request_class, tenant=terms.tenant)
+        work = Inference(request, arrived_us, deadline_us, request_class, terms.tenant, bound.caller.principal.weight)
         work.exchange = exchange
         work.target = self
+        work.plan = plan
+        work.waiting = work.permit = None
         exchange.work = work
-        self.batcher.submit(work, self.now_us())
+        if plan is None:
+            batcher.submit(work, self.now_us())
+            return
+        verdict = self.limiter.admit(plan, work, request.rows, estimate_tokens(request.rows, request.nbytes))
+        if verdict is None:
+            batcher.submit(work, self.now_us())
+        elif isinstance(verdict, Waiting):
+            work.waiting = verdict
+        else:
+            work.reject(verdict, self.now_us())

@@ -10,11 +10,13 @@ from urllib.parse import unquote_to_bytes
 from penstock.core.errors import CallerError, InvalidInput, PenstockError
 from penstock.core.ports import Clock
 from penstock.core.statistics import GatewayStatistics, ModelStatistics
+from penstock.gateway.callers import Callers
 from penstock.gateway.catalogue import Catalogue, Model
 from penstock.gateway.embeddings import Embedding
 from penstock.gateway.http import Exchange
-from penstock.gateway.inference import Target
-from penstock.gateway.terms import TermsReader
+from penstock.gateway.identity import Identifier, check_model
+from penstock.gateway.inference import Bound, Target
+from penstock.gateway.limiter import Limiter
 from penstock.wire import oip_documents, openai
 from penstock.wire.oip import encode_error
 
@@ -27,6 +29,19 @@ LOADING_RETRY_S = 1
 ROUTES_MAX = 4_096
 # A longer URL is resolved each time: 4,096 of the longest that HTTP lets in would be 64 MiB twice over.
 ROUTE_URL_BYTES_MAX = 512
+# What answers without a key where keys are required: a balancer that asks has none, and learns only that we are there.
+_HEALTH = b"/v2/health/"
+
+
+class _Memory:
+    """What an infer request's head led to, good until anything changes."""
+
+    __slots__ = ("bound", "generation", "target")
+
+    def __init__(self, generation: object, target: Target, bound: Bound) -> None:
+        self.generation = generation
+        self.target = target
+        self.bound = bound
 
 
 class Routes:
@@ -34,6 +49,9 @@ class Routes:
 
     Args:
         catalogue: Where models are found.
+        identifier: Knows who asks.
+        limiter: Knows what they may take.
+        requires_key: Answer nobody without a key, but for health.
         now_us: Clock.
         version: Of this program, for `GET /v2`.
         started_s: Wall-clock start, for OpenAI's `created`.
@@ -44,7 +62,10 @@ class Routes:
     def __init__(
         self,
         catalogue: Catalogue,
+        identifier: Identifier,
+        limiter: Limiter,
         *,
+        requires_key: bool,
         now_us: Clock,
         version: str,
         started_s: int,
@@ -58,7 +79,10 @@ class Routes:
         self._started_s = started_s
         self._query_statistics = query_statistics
         self._on_bug = on_bug
-        self._terms = TermsReader()
+        self._callers = Callers(identifier)
+        self._requires_key = requires_key
+        self._limiter = limiter
+        self._generation = object()  # a new one whenever what heads led to may be wrong now
         self._routes: dict[tuple[str, bytes], _Route] = {}
         self._fixed: dict[bytes, dict[str, _Route]] = {
             b"/v2": {"GET": self._server_metadata},
@@ -71,12 +95,21 @@ class Routes:
         }
 
     def forget(self) -> None:
-        """The catalogue changed: resolve every URL anew."""
+        """The catalogue or the keys have changed: resolve every URL and every caller anew."""
         self._routes.clear()
+        self._generation = object()
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one exchange, now or later."""
         try:
+            head = exchange.head
+            if head is not None:
+                memory = head.memory
+                if memory is not None and memory.generation is self._generation:
+                    memory.target.start(exchange, memory.bound)
+                    return
+            if self._requires_key and not exchange.url.startswith(_HEALTH):
+                self._callers.read(exchange.headers)  # before anything that would tell what there is
             route = self._routes.get((exchange.method, exchange.url))
             if route is None:
                 route = self._resolve(exchange)
@@ -186,7 +219,22 @@ class Routes:
         model = self._loaded(name, version)
         assert model.codec is not None
         assert model.batcher is not None
-        return Target(model.codec, model.batcher, self._terms, self._now_us).start
+        target = Target(model.codec, model.batcher, self._limiter, self._now_us)
+        model_name = model.entry.name
+
+        def infer(exchange: Exchange) -> None:
+            try:
+                caller = self._callers.read(exchange.headers)
+                check_model(caller.principal, model_name)
+            except CallerError as error:
+                target.refuse(exchange, error, getattr(error, "headers", b""))
+                return
+            bound = target.bind(caller, self._limiter.plan(caller.principal, model_name))
+            if exchange.head is not None:
+                exchange.head.memory = _Memory(self._generation, target, bound)
+            target.start(exchange, bound)
+
+        return infer
 
     def _embeddings(self, exchange: Exchange) -> None:
         request = openai.decode_embeddings_request(exchange.body)
@@ -198,8 +246,10 @@ class Routes:
         openai.check_dimensions(model.spec, request.dimensions)
         if request.tokens and "token_ids" not in {t.name for t in model.spec.inputs}:
             raise InvalidInput(f"input: expected text, model {request.model!r} takes no token ids")
-        terms = self._terms.read(exchange.headers)
-        Embedding(exchange, request, model.batcher, terms, self._now_us).submit(exchange.started_us)
+        caller = self._callers.read(exchange.headers)
+        check_model(caller.principal, request.model)
+        plan = self._limiter.plan(caller.principal, request.model)
+        Embedding(exchange, request, model.batcher, caller, plan, self._now_us).start(self._limiter)
 
     # -- documents -----------------------------------------------------------------------------------------------
 

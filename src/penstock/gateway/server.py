@@ -11,17 +11,24 @@ import sys
 import traceback
 from collections.abc import Callable
 from email.utils import formatdate
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from penstock.core.keys import KeySnapshot
 from penstock.core.launch import GatewayLaunch
-from penstock.core.ports import Clock
+from penstock.core.ports import Clock, LimitAuthority
 from penstock.core.statistics import GatewayStatistics
 from penstock.gateway.batcher import ModelBatcher
 from penstock.gateway.catalogue import Catalogue
 from penstock.gateway.control import ControlClient
+from penstock.gateway.decision_log import DecisionLog
 from penstock.gateway.http import HttpConnection, Port
+from penstock.gateway.identity import Identifier
+from penstock.gateway.limit_audit import LimitWatch, measure_skew_us
+from penstock.gateway.limiter import Limiter
 from penstock.gateway.routes import Routes
 from penstock.policy.admission import RefusalReason
 from penstock.wire.control import Drained, GatewayHello, GatewayReport, Snapshot
@@ -51,6 +58,8 @@ class Gateway:
         version: Of this program.
         pid: Of this process.
         chance: Uniform in [0, 1), for choosing among replicas.
+        authority: Who counts what is limited; None for the head.
+        limits_us: The clock that limits go by here; None for `now_us`. A drill may set it wrong.
     """
 
     def __init__(
@@ -62,15 +71,17 @@ class Gateway:
         version: str,
         pid: int,
         chance: Callable[[], float],
+        authority: LimitAuthority | None = None,
+        limits_us: Clock | None = None,
     ) -> None:
         self._launch = launch
         self._now_us = now_us
         self._wall_us = wall_us
         self._loop = asyncio.get_running_loop()
+        self._draining = False
         self._draining_for: asyncio.Future[int] = self._loop.create_future()  # µs allowed, once draining
         self._is_drained: asyncio.Future[None] = self._loop.create_future()
         self._statistics = GatewayStatistics()
-        self._draining = False
         self._due: list[ModelBatcher] = []
         self._log_lines: list[bytes] = []
         self._reported_ready: dict[str, bool] = {}
@@ -87,29 +98,64 @@ class Gateway:
             chance=chance,
             on_bug=_print_bug,
         )
+        self._control = self._connect_to_head()
+        self._identifier = Identifier(requires_key=launch.requires_key)
+        self._limit_watch = self._make_limit_watch(limits_us)
+        self._limiter = self._make_limiter(authority, limits_us)
         self._routes = Routes(
             self.catalogue,
+            self._identifier,
+            self._limiter,
+            requires_key=launch.requires_key,
             now_us=now_us,
             version=version,
             started_s=wall_us() // 1_000_000,
             query_statistics=self._query_statistics,
             on_bug=_print_bug,
         )
-        self._port = Port(
-            self._routes,
-            limits=launch.limits,
-            statistics=self._statistics,
-            now_us=now_us,
-            log=self._log if launch.access_log else None,
-        )
-        self._control = ControlClient(
+        self._port = self._make_port()
+
+    def _connect_to_head(self) -> ControlClient:
+        launch = self._launch
+        return ControlClient(
             launch.control,
-            GatewayHello(pid, launch.index, launch.http),
+            GatewayHello(self._pid, launch.index, launch.http),
             loop=self._loop,
-            now_us=now_us,
+            now_us=self._now_us,
             on_snapshot=self._apply,
+            on_keys=self._apply_keys,
             on_drain=self.drain,
             own_statistics=self._own_statistics,
+        )
+
+    def _make_port(self) -> Port:
+        return Port(
+            self._routes,
+            limits=self._launch.http_limits,
+            statistics=self._statistics,
+            now_us=self._now_us,
+            log=self._log if self._launch.access_log else None,
+        )
+
+    def _make_limit_watch(self, limits_us: Clock | None) -> LimitWatch:
+        launch = self._launch
+        return LimitWatch(
+            launch.limits.prefix,
+            gateway=launch.index,
+            pid=self._pid,
+            log=self._open_decision_log(),
+            skew_us=0 if limits_us is None else measure_skew_us(limits_us, self._now_us),
+        )
+
+    def _make_limiter(self, authority: LimitAuthority | None, limits_us: Clock | None) -> Limiter:
+        return Limiter(
+            self._launch.limits,
+            authority or self._control,
+            holder=f"{self._launch.index}-{self._pid}-{self._wall_us()}",
+            statistics=self._statistics,
+            now_us=limits_us or self._now_us,
+            call_soon=self._loop.call_soon,
+            observer=self._limit_watch,
         )
 
     async def run(self) -> None:
@@ -150,8 +196,11 @@ class Gateway:
         for model in self.catalogue.models.values():
             if model.batcher is not None:
                 model.batcher.end(503, "the server is stopping", RefusalReason.DRAINING)
+        self._limiter.close()
         await asyncio.sleep(0)  # let the last answers leave
-        self._control.report(GatewayReport(self._own_statistics(), {}, draining=True))
+        self._limit_watch.close()
+        audit = self._limit_watch.take_bins()
+        self._control.report(GatewayReport(self._own_statistics(), {}, draining=True, audit=audit))
         self.catalogue.close()
         self._control.close(Drained(self._pid))
         self._write_log()
@@ -164,10 +213,22 @@ class Gateway:
             self._report_now()
             self._draining_for.set_result(drain_us)
 
+    def _open_decision_log(self) -> DecisionLog | None:
+        path = self._launch.limits.decision_log
+        if not path:
+            return None
+        warn = partial(_warn, f"gateway {self._launch.index}")
+        return DecisionLog(Path(path), call_later=self._call_later, warn=warn)
+
     # The catalogue, the routes and the control channel know each other through these, since none can be made last.
 
     def _apply(self, snapshot: Snapshot) -> None:
         self.catalogue.apply_snapshot(snapshot)
+
+    def _apply_keys(self, snapshot: KeySnapshot) -> None:
+        self._identifier.apply(snapshot.revision, snapshot.records)
+        self._routes.forget()
+        self._port.heads.clear()  # they hold the texts of keys
 
     def _report_fault(self, address: str, reason: str) -> None:
         self._control.report_fault(address, reason)
@@ -200,6 +261,7 @@ class Gateway:
         self._port.date = b"date: %b\r\n" % formatdate(self._wall_us() / 1e6, usegmt=True).encode()
         self._port.sweep()
         self.catalogue.tend()
+        self._limiter.tend()
         self._write_log()
         if self.catalogue.readiness() != self._reported_ready:
             self._report_now()
@@ -216,7 +278,8 @@ class Gateway:
         ready = {} if self._draining else self._reported_ready
         models = self.catalogue.models.items()
         profiles = {f"{name}:{version}": m.batcher.profiles() for (name, version), m in models if m.batcher is not None}
-        self._control.report(GatewayReport(self._own_statistics(), ready, self._draining, profiles))
+        audit = self._limit_watch.take_bins()
+        self._control.report(GatewayReport(self._own_statistics(), ready, self._draining, profiles, audit))
 
     def _own_statistics(self) -> GatewayStatistics:
         """The counters with those gauges filled in that are not kept per request."""
@@ -260,6 +323,10 @@ def _accept_waiting(listener: socket.socket) -> list[socket.socket]:
             accepted[-1].setblocking(False)
     except OSError:  # nobody is left, or there is no descriptor for more
         return accepted
+
+
+def _warn(name: str, text: str) -> None:
+    sys.stderr.write(f"{name}: {text}\n")
 
 
 def _print_bug(error: Exception) -> None:

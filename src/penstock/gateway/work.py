@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from penstock.policy.admission import RefusalReason
 from penstock.policy.balancing import Dispatch, Replica
-from penstock.policy.queueing import INTERACTIVE, Entry, RequestClass
+from penstock.policy.queueing import INTERACTIVE, QUEUED, Entry, RequestClass
 from penstock.wire.oip import InferenceRequest
 from penstock.wire.oip_outputs import OutputTensor
 
@@ -63,6 +63,7 @@ class Work(Entry, ABC):
         deadline_us: When the answer is of no use any more.
         request_class: `INTERACTIVE` or `BATCH`.
         tenant: On whose account it runs.
+        weight: See `Entry`.
     """
 
     __slots__ = ("request",)
@@ -72,13 +73,21 @@ class Work(Entry, ABC):
         request: InferenceRequest,
         arrived_us: int,
         deadline_us: int,
-        *,
         request_class: RequestClass = INTERACTIVE,
         tenant: str = "",
+        weight: float = 0.0,
     ) -> None:
-        super().__init__(
-            request.rows, request.nbytes, arrived_us, deadline_us, request_class=request_class, tenant=tenant
-        )
+        # What `Entry` does, without the call: one is made for each request.
+        self.rows = request.rows
+        self.nbytes = request.nbytes
+        self.arrived_us = arrived_us
+        self.deadline_us = deadline_us
+        self.request_class = request_class
+        self.tenant = tenant
+        self.weight = weight
+        self.attempts = 0
+        self.is_tolerated = False
+        self.state = QUEUED
         self.request = request
 
     @abstractmethod

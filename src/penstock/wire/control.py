@@ -1,8 +1,9 @@
 """The control channel between the head and its gateways and replicas: length-prefixed msgpack messages, both ways.
 
-    gateway -> head   GatewayHello, GatewayReport, ReplicaFault, StatisticsQuery, Drained
+    gateway -> head   GatewayHello, GatewayReport, ReplicaFault, StatisticsQuery, LimitCall, KeysApplied, Drained
     replica -> head   ReplicaHello, LoadFailed, Drained
-    head -> both      Drain;  head -> gateway   Snapshot, StatisticsReply
+    head -> both      Drain;  head -> gateway   Snapshot, Keys, StatisticsReply, LimitReplies
+    command -> head   KeysChanged;  head -> command   KeysPending, KeysConfirmed, KeysFailed
 
 Messages carry whole states, not changes: a peer that missed some is right again after the next. Pure, like the frame.
 """
@@ -12,18 +13,30 @@ from typing import Any, Literal
 
 import msgspec
 
+from penstock.core.authority import Operation, Reply
 from penstock.core.errors import PenstockError
+from penstock.core.keys import KeySnapshot
+from penstock.core.limits import Quota
 from penstock.core.models import ModelSpec
 from penstock.core.profiles import CostProfile
 from penstock.core.statistics import GatewayStatistics
 
 __all__ = [
+    "AuditBins",
     "ControlDecoder",
     "ControlError",
     "Drain",
     "Drained",
     "GatewayHello",
     "GatewayReport",
+    "Keys",
+    "KeysApplied",
+    "KeysChanged",
+    "KeysConfirmed",
+    "KeysFailed",
+    "KeysPending",
+    "LimitCall",
+    "LimitReplies",
     "LoadFailed",
     "Message",
     "ModelEntry",
@@ -76,18 +89,37 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class AuditBins(msgspec.Struct, frozen=True, array_like=True):
+    """What one gateway decided about one bucket since its last report, for the audit.
+
+    Attributes:
+        key: The bucket. A limit that is split counts as one, named without its part.
+        limit: Under what name its limit is counted.
+        quota: Of the whole limit.
+        bins: In order of time: ms of the machine's monotonic clock; tokens that were asked for; tokens that were
+            admitted, less those given back; how many ms before, at most, the first of them may have been taken.
+    """
+
+    key: str
+    limit: str
+    quota: Quota
+    bins: list[tuple[int, int, int, int]]
+
+
 class GatewayReport(msgspec.Struct, frozen=True, tag=True):
     """A gateway's counters and what it finds ready, sent every half second and at once when readiness changes.
 
     `ready` has a key `name:version` for each model it knows: True if a canary (or a real inference) passed recently.
     `profiles` says, by the same key, what batches of each length bucket cost now on a typical replica; the key of the
-    main one (of a model without buckets, the only one) is ''.
+    main one (of a model without buckets, the only one) is ''. `audit` is no state but news: if a report is lost, the
+    audit does not hear of it.
     """
 
     statistics: GatewayStatistics
     ready: dict[str, bool]
     draining: bool
     profiles: dict[str, dict[str, CostProfile]] = msgspec.field(default_factory=dict)
+    audit: tuple[AuditBins, ...] = ()
 
 
 class ReplicaFault(msgspec.Struct, frozen=True, tag=True):
@@ -138,6 +170,61 @@ class StatisticsReply(msgspec.Struct, frozen=True, tag=True):
     statistics: GatewayStatistics
 
 
+class LimitCall(msgspec.Struct, frozen=True, tag=True):
+    """A gateway asks the head, as the authority over limits, for what one turn of its event loop needs."""
+
+    id: int
+    operations: tuple[Operation, ...]
+
+
+class LimitReplies(msgspec.Struct, frozen=True, tag=True):
+    """Answers to a LimitCall of the same id, in its order."""
+
+    id: int
+    replies: tuple[Reply, ...]
+
+
+class Keys(msgspec.Struct, frozen=True, tag=True):
+    """All API keys that are good. A gateway goes by the newest, also when the head is gone, and says KeysApplied.
+
+    `sequence` grows with each that differs from the one before, over the lives of heads too; the store's own revision
+    would fall if an older copy of it were put back.
+    """
+
+    sequence: int
+    snapshot: KeySnapshot
+
+
+class KeysApplied(msgspec.Struct, frozen=True, tag=True):
+    """From here on a gateway accepts no key but those of the Keys of this sequence."""
+
+    sequence: int
+
+
+class KeysChanged(msgspec.Struct, frozen=True, tag=True):
+    """A command has changed the store of keys, which is at `revision` now. Answered by KeysPending until confirmed."""
+
+    revision: int
+
+
+class KeysPending(msgspec.Struct, frozen=True, tag=True):
+    """Which living gateways may still go by older keys; for people. Said at once, and again when it changes."""
+
+    gateways: tuple[str, ...]
+
+
+class KeysConfirmed(msgspec.Struct, frozen=True, tag=True):
+    """Every living gateway goes by the keys of `revision`, which is at least the one asked for."""
+
+    revision: int
+
+
+class KeysFailed(msgspec.Struct, frozen=True, tag=True):
+    """The head cannot read the store; gateways go on with the keys they have. `reason` is for people."""
+
+    reason: str
+
+
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """Stop being ready, finish what is in flight within `drain_us`, say Drained, exit 0."""
 
@@ -154,6 +241,14 @@ Message = (
     | StatisticsQuery
     | Snapshot
     | StatisticsReply
+    | LimitCall
+    | LimitReplies
+    | Keys
+    | KeysApplied
+    | KeysChanged
+    | KeysPending
+    | KeysConfirmed
+    | KeysFailed
     | Drain
 )
 

@@ -12,8 +12,18 @@ from penstock.core.tensors import DATATYPES, format_shape
 from penstock.wire.frame import FrameError, FrameTensor
 from penstock.wire.oip_elements import BYTES_LENGTH, count_elements, encode_json, rows_of_bytes
 
-__all__ = ["Choice", "OutputTensor", "ResponseCodec", "check_outputs", "output_tensors"]
+__all__ = [
+    "TOKENS_OUTPUT",
+    "Choice",
+    "OutputTensor",
+    "ResponseCodec",
+    "check_outputs",
+    "count_tokens",
+    "output_tensors",
+]
 
+# The output, INT64 and one number a row, in which a model says how many tokens it has read.
+TOKENS_OUTPUT = "token_count"
 # Shapes remembered per model: batch sizes times open output dimensions, which the model chooses, so bounded.
 _SHAPES_MAX = 1_024
 
@@ -25,6 +35,14 @@ class OutputTensor(NamedTuple):
     datatype: str
     shape: tuple[int, ...]
     data: memoryview
+
+
+def count_tokens(outputs: list[OutputTensor], row: int, rows: int) -> int | None:
+    """Return how many tokens a model has read of so many rows of a batch; None if it does not say."""
+    for output in outputs:
+        if output.name == TOKENS_OUTPUT and output.datatype == "INT64":
+            return sum(output.data.cast("q")[row : row + rows])
+    return None
 
 
 class Choice(Protocol):

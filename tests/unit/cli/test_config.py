@@ -253,8 +253,11 @@ def test_a_python_section_becomes_a_source(home: Path) -> None:
 def test_the_server_section_is_converted_to_inner_units(home: Path) -> None:
     """Seconds and milliseconds become µs; the state directory is relative to the file."""
     config = load(home, '[server]\nstate = "s"\ndrain_s = 0.5\n[server.limits]\nidle_timeout_ms = 7\n' + SUM)
-    assert (config.state, config.drain_us, config.limits.idle_timeout_us) == (home / "s", 500_000, 7_000)
-    assert ServeConfig(state=config.state, drain_us=500_000, limits=config.limits, sources=config.sources) == config
+    assert (config.state, config.drain_us, config.http_limits.idle_timeout_us) == (home / "s", 500_000, 7_000)
+    assert (
+        ServeConfig(state=config.state, drain_us=500_000, http_limits=config.http_limits, sources=config.sources)
+        == config
+    )
 
 
 @pytest.mark.parametrize(

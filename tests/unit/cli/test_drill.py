@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from penstock.cli.drill import choose_drills, render_report
+from penstock.cli.drilling import render_report
 from penstock.cli.main import build_app
-from penstock.core.errors import ConfigError
 from penstock.load.drills import DRILLS
 
 REPORT: dict[str, Any] = {
@@ -52,14 +51,24 @@ def test_the_list_names_every_drill_with_its_invariant() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), "NAME: expected one of overload, fairness, or --all, got nothing"),
-        (("flood",), "NAME: expected one of overload, fairness, or --all, got 'flood'"),
-        (("overload", "--all"), "NAME: expected none beside --all, got 'overload'"),
+        ((), "NAME: expected one of overload, fairness, rate-limit, or --all, got nothing"),
+        (("--all", "overload"), "NAME: expected no options before it, got some before 'overload'"),
+        (("--json", "rate-limit"), "NAME: expected no options before it, got some before 'rate-limit'"),
         (("overload", "--seed", "-1"), "--seed: expected an integer >= 0, got -1"),
+        (("--all", "--seed", "-1"), "--seed: expected an integer >= 0, got -1"),
         (("overload", "--duration-scale", "0"), "--duration-scale: expected a number from 0.01 to 100, got 0"),
         (("overload", "--duration-scale", "nan"), "--duration-scale: expected a number from 0.01 to 100, got nan"),
         (("overload", "--report", "/nowhere/at/all.json"), "--report: expected a file in a directory that exists"),
         (("overload", "--report", "/"), "--report: expected a file in a directory that exists"),
+        (("rate-limit", "--report", "/"), "--report: expected a file in a directory that exists"),
+        (("rate-limit", "--instances", "0"), "--instances: expected 1 to 64, got 0"),
+        (("rate-limit", "--limit", "0/s"), "--limit: rate: expected a whole number of 1 to 1,000,000,000,000, got '0'"),
+        (("rate-limit", "--limit", "5 rows/s"), "--limit: expected a limit on requests, got one on rows"),
+        (("rate-limit", "--limit", "fast"), "--limit: expected a rate such as 100/s"),
+        (("rate-limit", "--burst", "0"), "--limit, --burst: burst: expected at least 1, got 0"),
+        (("rate-limit", "--redis", "http://a"), "--redis: expected a URL that begins with redis://"),
+        (("rate-limit", "--redis", "redis://:pw@127.0.0.1"), "--redis: expected no password here"),
+        (("rate-limit", "--redis", "own", "--fault", "kill-head"), "--fault kill-head: expected no --redis"),
     ],
 )
 def test_bad_usage_names_the_option(words: tuple[str, ...], expected: str) -> None:
@@ -69,12 +78,19 @@ def test_bad_usage_names_the_option(words: tuple[str, ...], expected: str) -> No
     assert err.startswith(f"error: {expected}")
 
 
-def test_all_means_every_drill() -> None:
-    """`--all` chooses them in order, a name chooses one."""
-    assert [drill.name for drill in choose_drills(None, is_all=True)] == list(DRILLS)
-    assert [drill.name for drill in choose_drills("overload", is_all=False)] == ["overload"]
-    with pytest.raises(ConfigError):
-        choose_drills(None, is_all=False)
+def test_an_unknown_drill_is_bad_usage() -> None:
+    """Its name is said, and nothing is started."""
+    status, out, err = invoke("flood")
+    assert (status, out) == (2, "")
+    assert "No such command 'flood'" in err
+
+
+@pytest.mark.parametrize("name", list(DRILLS))
+def test_each_drill_is_a_command_that_explains_itself(name: str) -> None:
+    """Its help says what must hold."""
+    status, out, _ = invoke(name, "--help")
+    assert status == 0
+    assert DRILLS[name].invariant.split(",", maxsplit=1)[0] in " ".join(out.split())
 
 
 def test_a_report_is_shown_whole() -> None:

@@ -1,4 +1,4 @@
-"""The admin port: what its three routes answer."""
+"""The admin port: what its routes answer."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
+from penstock.core.errors import ConfigError, NotFound
 from penstock.core.models import ModelSpec
 from penstock.core.tensors import TensorSpec
 from penstock.fleet.admin import admin_app
@@ -62,10 +63,40 @@ MODEL = {
     },
 }
 
+LIMIT = {
+    "name": "per-user",
+    "level": "user",
+    "rule": "100/s burst 200",
+    "local": 90,
+    "checked": 10,
+    "alone": 1,
+    "rejected": 5,
+    "stranded_tokens": 3,
+    "audited_buckets": 2,
+    "excess_max": 0,
+    "under_delivery_ratio": 0.25,
+    "failover_loss_tokens": 300,
+}
+
+
+async def explain(*, user: str, tenant: str, model: str) -> dict[str, Any]:
+    """Say what was asked for, or what is wrong with it."""
+    if user == "nobody":
+        raise NotFound("user: expected another")
+    if user == "away":
+        raise ConfigError("redis.url: expected an answer")
+    return {"user": user, "tenant": tenant, "model": model}
+
+
+def app() -> Starlette:
+    """Return the application over the view of the tests of metrics."""
+    return admin_app(lambda: VIEW, explain)
+
 
 def get(app: Starlette, path: str, method: str = "GET") -> tuple[int, str, str]:
     """Ask an ASGI application for a path; return status, content type and body."""
     sent: list[dict[str, Any]] = []
+    path, _, query = path.partition("?")
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -73,7 +104,14 @@ def get(app: Starlette, path: str, method: str = "GET") -> tuple[int, str, str]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b"", "root_path": ""}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "headers": [],
+        "query_string": query.encode(),
+        "root_path": "",
+    }
     asyncio.run(app(scope, receive, send))
     headers = dict(sent[0]["headers"])
     body = b"".join(m.get("body", b"") for m in sent[1:])
@@ -82,7 +120,7 @@ def get(app: Starlette, path: str, method: str = "GET") -> tuple[int, str, str]:
 
 def test_metrics_are_prometheus_text() -> None:
     """GET /metrics answers the rendered page under the content type of the text format."""
-    assert get(admin_app(lambda: VIEW), "/metrics") == (
+    assert get(app(), "/metrics") == (
         200,
         "text/plain; version=0.0.4; charset=utf-8",
         render_metrics(VIEW),
@@ -91,12 +129,12 @@ def test_metrics_are_prometheus_text() -> None:
 
 def test_healthz_says_the_head_lives() -> None:
     """GET /healthz answers 200 whatever the fleet's state."""
-    assert get(admin_app(lambda: VIEW), "/healthz")[0] == 200
+    assert get(app(), "/healthz")[0] == 200
 
 
 def test_status_tells_the_fleet() -> None:
     """GET /api/status has the documented keys with the view's values, in the units the keys name."""
-    status, kind, body = get(admin_app(lambda: VIEW), "/api/status")
+    status, kind, body = get(app(), "/api/status")
     assert (status, kind) == (200, "application/json")
     assert json.loads(body) == {
         "version": "1.2.3",
@@ -118,6 +156,9 @@ def test_status_tells_the_fleet() -> None:
             }
         ],
         "models": [MODEL],
+        "limits": [LIMIT],
+        "limit_calls": 9,
+        "limit_epochs": 1,
     }
 
 
@@ -133,5 +174,23 @@ def test_status_tells_what_is_in_force() -> None:
 
 def test_the_admin_port_only_reads() -> None:
     """Other methods and other paths change nothing and say so."""
-    assert get(admin_app(lambda: VIEW), "/api/status", "POST")[0] == 405
-    assert get(admin_app(lambda: VIEW), "/nothing")[0] == 404
+    assert get(app(), "/api/status", "POST")[0] == 405
+    assert get(app(), "/nothing")[0] == 404
+
+
+def test_limits_are_explained_for_whom_was_asked() -> None:
+    """GET /api/limits hands on what was asked for, left out or not, and answers the document."""
+    for query, asked in (
+        ("user=alice&tenant=acme&model=m", {"user": "alice", "tenant": "acme", "model": "m"}),
+        ("user=bob", {"user": "bob", "tenant": "", "model": ""}),
+    ):
+        status, kind, body = get(app(), f"/api/limits?{query}")
+        assert (status, kind, json.loads(body)) == (200, "application/json", asked)
+
+
+def test_what_is_wrong_with_a_question_about_limits_is_said() -> None:
+    """A user who does not exist is the asker's mistake, an authority that does not answer is not."""
+    for user, status in (("nobody", 404), ("away", 503)):
+        answered, _, body = get(app(), f"/api/limits?user={user}")
+        assert answered == status
+        assert "expected" in json.loads(body)["error"]

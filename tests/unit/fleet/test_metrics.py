@@ -5,14 +5,16 @@ from dataclasses import replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from penstock.core.limits import ConcurrencyLimit, Failover, Level, LimitSettings, RateLimit
 from penstock.core.models import Batching, ModelSpec
 from penstock.core.profiles import CostProfile
-from penstock.core.statistics import GatewayStatistics, Histogram, ModelStatistics, TenantStatistics
+from penstock.core.statistics import GatewayStatistics, Histogram, LimitStatistics, ModelStatistics, TenantStatistics
 from penstock.core.tensors import TensorSpec
 from penstock.fleet.ledger import Ledger
+from penstock.fleet.limit_audit import AuditFinding
 from penstock.fleet.metrics import render_metrics
 from penstock.fleet.processes import ProcessUsage
-from penstock.fleet.view import FleetView, GatewayView, ModelView, ProcessView, ReplicaView
+from penstock.fleet.view import FleetView, GatewayView, LimitView, ModelView, ProcessView, ReplicaView, view_limits
 
 GOLDEN = """\
 # HELP nv_inference_request_success Successful inference requests.
@@ -90,7 +92,11 @@ STATISTICS = GatewayStatistics(
     responses={200: 7, 503: 2},
     connections=3,
     connections_total=4,
+    limits={"per-user": LimitStatistics(90, 10, 1, 5, 3)},
+    limit_calls=9,
+    limit_epochs=1,
 )
+PER_USER = RateLimit("per-user", Level.USER, 100, 1_000_000, 200)
 PROFILE = CostProfile((1, 8), (1_500, 5_000))
 REPLICA = ReplicaView("digits:1#0", 11, "unix:/r-0.sock", "ready", 2, 1_000, "", "")
 VIEW = FleetView(
@@ -103,6 +109,7 @@ VIEW = FleetView(
     models=(ModelView("digits", "1", "READY", "", True, None, (REPLICA,), {"": PROFILE}),),
     processes=(ProcessView("head", "head", ProcessUsage(2_500_000, 4_096)),),
     statistics=STATISTICS,
+    limits=view_limits(LimitSettings(limits=(PER_USER,)), STATISTICS, {"per-user": AuditFinding(2, 0, 75, 100)}),
 )
 
 
@@ -122,6 +129,24 @@ def value(view: FleetView, name: str, /, **labels: str) -> float:
 def test_triton_metrics_have_exactly_tritons_names() -> None:
     """The page begins with the reviewed text: Triton's names and labels, counters without a suffix."""
     assert render_metrics(VIEW).startswith(GOLDEN)
+
+
+def test_the_possible_loss_is_published_once_the_authority_was_lost() -> None:
+    """A soft limit may have admitted its burst and what came in within the lag twice; before, and others, nothing."""
+    hard = RateLimit("hard", Level.USER, 100, 1_000_000, 200, failover=Failover.HARD)
+    odd = RateLimit("odd", Level.USER, 1, 700_000, 1)
+    settings = LimitSettings(limits=(PER_USER, hard, odd, ConcurrencyLimit("slots", Level.USER, 4)))
+    for epochs, losses in ((0, [0, 0, 0, 0]), (3, [300, 0, 3, 0])):
+        views = view_limits(settings, GatewayStatistics(limit_epochs=epochs), {})
+        assert [view.loss_tokens for view in views] == losses
+
+
+def test_limits_of_keys_are_shown_together() -> None:
+    """What is counted under no limit of the configuration has no rule, and its excess is shown all the same."""
+    statistics = GatewayStatistics(limits={"(key)": LimitStatistics(1)})
+    views = view_limits(LimitSettings(limits=(PER_USER,)), statistics, {"(key)": AuditFinding(1, 7)})
+    assert views[1] == LimitView("(key)", "", "", LimitStatistics(1), AuditFinding(1, 7), 0)
+    assert value(replace(VIEW, limits=views), "penstock_limit_excess_max", limit="(key)") == 7
 
 
 def test_our_metrics_say_what_the_view_says() -> None:
@@ -147,6 +172,15 @@ def test_our_metrics_say_what_the_view_says() -> None:
         ("penstock_http_responses_total", {"code": "503"}, 2),
         ("penstock_connections", {}, 3),
         ("penstock_connections_accepted_total", {}, 4),
+        ("penstock_limit_decisions_total", {"limit": "per-user", "outcome": "local"}, 90),
+        ("penstock_limit_decisions_total", {"limit": "per-user", "outcome": "rejected"}, 5),
+        ("penstock_limit_stranded_tokens", {"limit": "per-user"}, 3),
+        ("penstock_limit_excess_max", {"limit": "per-user"}, 0),
+        ("penstock_limit_under_delivery_ratio", {"limit": "per-user"}, 0.25),
+        ("penstock_limit_audited_buckets", {"limit": "per-user"}, 2),
+        ("penstock_limit_failover_loss_tokens", {"limit": "per-user"}, 300),
+        ("penstock_limit_calls_total", {}, 9),
+        ("penstock_limit_epochs_total", {}, 1),
         ("penstock_replica_restarts_total", {**model, "replica": "digits:1#0"}, 2),
         ("penstock_replicas", {**model, "state": "ready"}, 1),
         ("penstock_replicas", {**model, "state": "loading"}, 0),

@@ -9,7 +9,7 @@ from penstock.core.errors import ConfigError
 from penstock.core.models import ModelSpec
 from penstock.core.profiles import CostProfile
 from penstock.core.tensors import TensorSpec
-from penstock.fleet.state_directory import ChildRecord, FleetRecord, StateDirectory
+from penstock.fleet.state_directory import ChildRecord, FleetRecord, StateDirectory, has_head, load_record
 
 SPEC = ModelSpec("m", (TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
 PROFILE = CostProfile((1, 8), (100, 450))
@@ -71,3 +71,17 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="expected to write there, got: Not a directory"):
         StateDirectory(tmp_path / "file" / "state")
+
+
+def test_anybody_may_ask_who_is_there(tmp_path: Path) -> None:
+    """Whether there is a head, and what the last one wrote, is told without the lock, also where nothing is."""
+    path = tmp_path / "state"
+    assert not has_head(path)
+    assert load_record(path, "boot") is None
+    directory = StateDirectory(path)
+    directory.save(RECORD)
+    assert has_head(path)
+    assert load_record(path, "boot") == RECORD
+    directory.close(is_empty=False)
+    assert not has_head(path)
+    assert load_record(path, "boot") == RECORD

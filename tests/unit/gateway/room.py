@@ -1,10 +1,13 @@
 """A whole catalogue on manual time with replicas in memory, for tests of it and of what is built on it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from penstock.core.keys import KeyRecord
 from penstock.core.launch import HttpLimits
+from penstock.core.limits import LimitSettings
 from penstock.core.models import ModelSpec
 from penstock.core.profiles import CostProfile
 from penstock.core.statistics import GatewayStatistics
@@ -12,7 +15,10 @@ from penstock.core.tensors import TensorSpec
 from penstock.gateway.batcher import ModelBatcher
 from penstock.gateway.catalogue import Catalogue, Model
 from penstock.gateway.http import Port
+from penstock.gateway.identity import Identifier
+from penstock.gateway.limiter import Limiter
 from penstock.gateway.routes import Routes
+from penstock.testing.authority import BookAuthority
 from penstock.testing.clock import ManualClock
 from penstock.testing.loop import ManualLoop
 from penstock.wire.control import ModelEntry, ModelState, Snapshot
@@ -119,12 +125,34 @@ class Room:
 class House(Room):
     """A whole gateway in memory, but for the process: client, port, routes, catalogue, replicas."""
 
-    def __init__(self, *, limits: HttpLimits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        limits: HttpLimits | None = None,
+        settings: LimitSettings | None = None,
+        keys: tuple[KeyRecord, ...] = (),
+        requires_key: bool = False,
+    ) -> None:
         super().__init__()
+        self.soon: list[Callable[[], None]] = []
+        self.authority = BookAuthority(self.clock, self.soon.append)
+        self.identifier = Identifier(requires_key=requires_key)
+        self.identifier.apply(int(bool(keys)), keys)
+        self.limiter = Limiter(
+            settings or LimitSettings(),
+            self.authority,
+            holder="house",
+            statistics=self.statistics,
+            now_us=self.clock,
+            call_soon=self.soon.append,
+        )
         self.head_statistics: GatewayStatistics | None = GatewayStatistics()
         self.waiting_for_head: list[Any] = []
         self.routes = Routes(
             self.catalogue,
+            self.identifier,
+            self.limiter,
+            requires_key=requires_key,
             now_us=self.clock,
             version="1.2.3",
             started_s=77,
@@ -135,6 +163,12 @@ class House(Room):
             self.routes, limits=limits or HttpLimits(), statistics=self.statistics, now_us=self.clock, log=None
         )
         self.client = Client(self.port)
+
+    def turn(self) -> None:
+        """End this turn of the event loop, and those that follow from it."""
+        while self.soon:
+            self.soon.pop(0)()
+        super().turn()
 
     def _count_change(self) -> None:
         super()._count_change()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from penstock.core.keys import KeyRecord, KeySnapshot
 from penstock.core.statistics import GatewayStatistics
 from penstock.gateway.control import QUERY_TIMEOUT_S, RECONNECT_S_MAX, RECONNECT_S_MIN, ControlClient
 from penstock.testing.clock import ManualClock
@@ -13,6 +14,8 @@ from penstock.wire.control import (
     Drained,
     GatewayHello,
     GatewayReport,
+    Keys,
+    KeysApplied,
     Message,
     ReplicaFault,
     Snapshot,
@@ -35,6 +38,7 @@ class Channel:
         if refuses:
             self.loop.refuses.add("unix:/c")
         self.snapshots: list[Snapshot] = []
+        self.keys: list[KeySnapshot] = []
         self.drains: list[int] = []
         self.answers: list[GatewayStatistics] = []
         self.client = ControlClient(
@@ -43,6 +47,7 @@ class Channel:
             loop=self.loop.as_asyncio,
             now_us=self.clock,
             on_snapshot=self.snapshots.append,
+            on_keys=self.keys.append,
             on_drain=self.drains.append,
             own_statistics=lambda: OWN,
         )
@@ -83,6 +88,16 @@ def test_the_heads_words_are_acted_on() -> None:
     for byte in encode_message(snapshot) + encode_message(Drain(5)):
         channel.loop.connections[-1][1].data_received(bytes([byte]))
     assert (channel.snapshots, channel.drains) == ([snapshot], [5])
+
+
+def test_keys_are_acknowledged_once_they_are_in_force() -> None:
+    """The head hears of the keys of a sequence when they have reached whom they are for, and not before."""
+    channel = Channel()
+    channel.read()
+    snapshot = KeySnapshot(3, (KeyRecord("a" * 12, bytes(32), "acme", "alice"),))
+    channel.say(Keys(17, snapshot))
+    assert channel.keys == [snapshot]
+    assert channel.read() == [KeysApplied(17)]
 
 
 def test_reports_reach_the_head_if_there_is_one() -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from penstock.core.limits import Cost, Level, LimitSettings, RateLimit
 from penstock.core.models import Batching, QueueBounds
 from penstock.core.tensors import TensorSpec
+from penstock.policy.limiting import remaining
 from penstock.policy.queueing import BATCH, INTERACTIVE
 from penstock.wire.frame import (
     Failure,
@@ -74,8 +76,8 @@ class Embedder(FakeReplica):
 class Desk(House):
     """A gateway with one embedding model and replicas that answer when told."""
 
-    def __init__(self, spec: Any = MODEL, *, replicas: int = 4) -> None:
-        super().__init__()
+    def __init__(self, spec: Any = MODEL, *, replicas: int = 4, settings: LimitSettings | None = None) -> None:
+        super().__init__(settings=settings)
         self.silent.update(f"unix:{k}" for k in range(replicas))
         self.apply(entry(*map(str, range(replicas)), name="m", spec=spec))
         self.replicas = [Embedder(*connection[1:]) for connection in self.loop.connections]
@@ -86,6 +88,11 @@ class Desk(House):
         head = b"".join(b"%b\r\n" % line for line in (b"POST /v1/embeddings HTTP/1.1", b"Host: a", *lines))
         self.client.send(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
         self.turn()
+
+    def left(self, limit: RateLimit) -> int:
+        """Return how many tokens of a limit that has one bucket are left."""
+        kept = list(self.authority.book._entries.values())
+        return limit.burst if not kept else remaining(kept[0].bucket, limit.quota())
 
     def run(self) -> int:
         """Let all replicas answer until nothing is left to do; return how many batches there were."""
@@ -284,3 +291,42 @@ def test_a_dead_replica_costs_the_client_nothing() -> None:
     desk.replicas = desk.replicas[1:]
     desk.run()
     assert [e["embedding"][0] for e in desk.document()["data"]] == [2.0, 100.0]
+
+
+def test_a_limit_in_the_way_is_an_openai_error() -> None:
+    """A request over its limit gets 429 with OpenAI's code and when to come back; the next is served after that."""
+    desk = Desk(settings=LimitSettings(limits=(RateLimit("per-user", Level.USER, 10, 1_000_000, 1),)))
+    desk.send(input=SHORT)
+    desk.run()
+    assert desk.document()["object"] == "list"
+    desk.send(input=SHORT)
+    (response,) = desk.client.read()
+    assert (response.status, json.loads(response.body)["error"]["code"]) == (429, "rate_limit_exceeded")
+    desk.clock.advance_us(int(response.headers["retry-after-ms"]) * 1_000)
+    desk.send(input=SHORT)
+    desk.run()
+    desk.document()
+
+
+def test_tokens_are_settled_by_what_the_model_counted() -> None:
+    """The estimate, four bytes to a token, is corrected to the model's own count when the answer is there."""
+    limit = RateLimit("tokens", Level.GLOBAL, 1, 1_000_000, 100, Cost.TOKENS)
+    desk = Desk(settings=LimitSettings(limits=(limit,)))
+    desk.send(input=[LONG, LONG])
+    assert desk.left(limit) == 100 - 2 * 100 // 4
+    desk.run()
+    desk.turn()
+    desk.document()
+    assert desk.left(limit) == 100 - 2 * 3
+
+
+def test_a_client_that_left_while_its_limits_were_asked_costs_no_execution() -> None:
+    """Nothing is queued for who is gone, and what was charged on estimate is given back."""
+    limit = RateLimit("tokens", Level.GLOBAL, 1, 1_000_000, 100, Cost.TOKENS)
+    desk = Desk(settings=LimitSettings(limits=(limit,)))
+    body = json.dumps({"model": "m", "input": LONG}).encode()
+    desk.client.send(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    desk.client.connection.connection_lost(None)
+    desk.turn()
+    assert desk.run() == 0
+    assert desk.left(limit) == 100
