@@ -6,9 +6,10 @@ minilm   sentence embeddings through the server, against a bare onnxruntime loop
 kill     2,000 requests per second on `digits` while its only replica is killed with SIGKILL, twice
 malformed  ten thousand malformed requests, with a well-behaved open loop beside them; 5xx, files and memory after
 policies, capacity, overload, fairness, simulate  scheduling: `policies.py`, `capacity.py`, `drills.py`, `simulation.py`
+limits   limits-hot, -direct, -commands, -users and -limited: `limits.py`, `limited.py`
 
-Run alone on the machine: `python -m bench.run open kill` runs some, no name all, in 20 minutes. Status 1: a bar missed.
-Elsewhere: the simulator against the server, `bench/fidelity.py`; other systems on the same work, `bench/peers/run.py`.
+Run alone on the machine: `python -m bench.run open kill` runs some, no name all, in 30 minutes. Status 1: a bar missed.
+Elsewhere: the simulator against the server, `fidelity.py`; others on the same work, `peers/run.py`, `limiters/run.py`.
 """
 
 import asyncio
@@ -40,6 +41,8 @@ from bench.capacity import bench_capacity
 from bench.capacity import render as render_capacity
 from bench.drills import bench_fairness, bench_overload
 from bench.history import ROOT, append_history
+from bench.limited import bench_commands, bench_limited, bench_users
+from bench.limits import bench_direct, bench_hot
 from bench.policies import bench_policies
 from bench.serving import (
     PENSTOCK,
@@ -293,7 +296,14 @@ BENCHES = {
     "overload": bench_overload,
     "fairness": bench_fairness,
     "simulate": bench_simulate,
+    "limits-hot": bench_hot,
+    "limits-direct": bench_direct,
+    "limits-commands": bench_commands,
+    "limits-users": bench_users,
+    "limits-limited": bench_limited,
 }
+# One name for several.
+GROUPS = {"limits": [name for name in BENCHES if name.startswith("limits-")]}
 
 
 def _check_wrk() -> None:
@@ -314,10 +324,11 @@ def _show(name: str, results: dict[str, Any]) -> None:
 
 def main() -> int:
     """Run the benches named on the command line, or all; return 1 if one of them missed a bar of its own."""
-    names = [name for name in sys.argv[1:] if not name.startswith("-")] or list(BENCHES)
-    unknown = [name for name in names if name not in BENCHES]
+    asked = [name for name in sys.argv[1:] if not name.startswith("-")] or list(BENCHES)
+    unknown = [name for name in asked if name not in BENCHES and name not in GROUPS]
     if unknown:
-        sys.exit(f"bench: expected names of {', '.join(BENCHES)}, got {', '.join(unknown)}")
+        sys.exit(f"bench: expected names of {', '.join([*BENCHES, *GROUPS])}, got {', '.join(unknown)}")
+    names = [name for one in asked for name in GROUPS.get(one, [one])]
     if "closed" in names:
         _check_wrk()
     passed = True

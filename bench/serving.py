@@ -20,11 +20,12 @@ PENSTOCK = Path(sys.executable).with_name("penstock")
 
 
 class Server(NamedTuple):
-    """A running Penstock."""
+    """A running Penstock: `pids` are those of its gateways and replicas by name."""
 
     http: str
     admin: str
     pids: dict[str, int]
+    head_pid: int
 
 
 def free_port() -> int:
@@ -61,7 +62,7 @@ def penstock(target: Path, *arguments: str) -> Iterator[Server]:
             found = re.match(r"ready http=(\S+) admin=(\S+)", line)
             if found is None:
                 raise RuntimeError(f"penstock serve: expected a line 'ready http=... admin=...', got {line!r}")
-            yield Server(found[1], found[2], process_ids(found[2]))
+            yield Server(found[1], found[2], process_ids(found[2]), process.pid)
 
 
 def process_ids(admin: str) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """Render what the documents show of runs: `python scripts/render_figures.py [--check]`.
 
-Figures of README.md and docs/batching.md come from `bench/history.ndjson`: the newest record of each bench, with the
-command that made it, its machine and its commit; a bench without a record is shown as not measured. Simulations are
-the same on any machine, so what docs/batching.md shows of them is simulated anew.
+Figures of README.md, docs/batching.md, docs/rate-limiting.md and docs/limiters-compared.md come from
+`bench/history.ndjson`: the newest record of each bench, with the command that made it, its machine and its commit; a
+bench without a record is shown as not measured. What docs/batching.md shows of simulations, the same on any machine, is
+simulated anew.
 Not here: measuring (`bench/run.py`, `bench/peers/run.py`).
 """
 
@@ -23,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HISTORY = ROOT / "bench" / "history.ndjson"
 README = ROOT / "README.md"
 BATCHING = ROOT / "docs" / "batching.md"
+LIMITERS = ROOT / "docs" / "limiters-compared.md"
+LIMITING = ROOT / "docs" / "rate-limiting.md"
 POLICY = ROOT / "src" / "penstock" / "policy"
 BEGIN = "<!-- figures:begin -->"
 END = "<!-- figures:end -->"
@@ -317,6 +320,102 @@ REPORTS = (
 )
 
 
+def _write_limiters(results: Record) -> list[str]:
+    # The bench prints the same tables, so they are made there.
+    lines: list[str] = importlib.import_module("bench.limiters.tables").to_markdown(results)
+    return lines
+
+
+def _write_hot(results: Record) -> list[str]:
+    names = {"one_limit": "one limit", "one_audited": "one limit, audited", "three_limits": "three limits, audited"}
+    found = {name: results[key] for key, name in names.items()}
+    rows = [
+        [name, f"{case['median_us']:.2f}", f"{case['p99_us']:.2f}", f"{case['local_ratio']:.2%}"]
+        for name, case in found.items()
+    ]
+    lead = (
+        f"One decision in the gateway's process at 10,000 per second; a median of {results['median_us_max']:g} µs is"
+        f" allowed. An empty call, timed alike, takes {results['empty_call']['median_us']:.2f} µs."
+    )
+    return [lead, "", *_table(["decided by what is lent", "median µs", "p99 µs", "without asking"], rows)]
+
+
+def _write_direct(results: Record) -> list[str]:
+    text = (
+        f"{results['checks_per_s']:,} checks for each second that Redis {results['redis']} computes, on"
+        f" {results['keys']:,} keys of which nothing is lent; {results['checks_per_s_min']:,} are required. Of GET and"
+        f" SET pairs, pipelined on the same server, {results['pairs_per_s']:,}: a check costs as much as"
+        f" {1 / results['ratio']:.1f} of them."
+    )
+    return [text]
+
+
+def _write_commands(results: Record) -> list[str]:
+    rows = [
+        [
+            f"`{case['limit']}`",
+            f"{case['decisions_counted']:,}",
+            f"{case['rejected_ratio']:.1%}",
+            f"{case['per_decision']:.4f}",
+            f"{case['run_by_scripts_per_decision']:.4f}",
+        ]
+        for case in (results["admitted"], results["saturated"])
+    ]
+    lead = (
+        f"{results['rate']:,} requests per second on one key of {results['gateways']} gateways; at most"
+        f" {results['per_decision_max']:g} commands for each decision are allowed."
+    )
+    head = ["limit", "decisions", "rejected", "commands sent per decision", "run by scripts per decision"]
+    return [lead, "", *_table(head, rows)]
+
+
+def _write_load(cases: dict[str, Record]) -> list[str]:
+    """Write what came of one load on several servers."""
+    processes = ("gateways", "replica", "head", "redis")
+    head = ["limits counted by", "p50 ms", "p95 ms", "p99 ms", *(f"CPU µs per request, {name}" for name in processes)]
+    rows = []
+    for name, case in cases.items():
+        costs = [case["cpu_us_per_request"].get(process) for process in processes]
+        cells = ["" if cost is None else f"{cost:.1f}" for cost in costs]
+        rows.append([name, *(_ms(case[f"{p}_ms"]) for p in ("p50", "p95", "p99")), *cells])
+    return _table(head, rows)
+
+
+def _write_users(results: Record) -> list[str]:
+    cases = {"nobody": results["without"], "the head": results["head"], "Redis": results["redis"]}
+    lost = {name: case["planned"] - case["completed"] for name, case in cases.items()}
+    shown = ", ".join(f"{count:,} ({name})" for name, count in lost.items())
+    lead = (
+        f"{results['users']:,} users with a key and a limit of `10/s burst 20` each, {results['rate']:,} requests per"
+        f" second through one gateway. Allowed: p95 {results['p95_ms_max']:g} ms, p99 {results['p99_ms_max']:g} ms, no"
+        f" request unanswered. Unanswered: {shown}."
+    )
+    return [lead, "", *_write_load(cases)]
+
+
+def _write_limited(results: Record) -> list[str]:
+    cases = {"nobody": results["off"], "the head": results["head"], "Redis": results["redis"]}
+    ratios = {name: cases[name] for name in ("the head", "Redis")}
+    p95 = ", ".join(f"{case['p95_ratio']:.2f} ({name})" for name, case in ratios.items())
+    cpu = ", ".join(f"{case['cpu_ratio']:.2f} ({name})" for name, case in ratios.items())
+    lead = (
+        f"`digits` at {results['rate']:,} requests per second under limits on user, tenant and everybody, beside none,"
+        f" in turns on fresh servers. p95 over that without: {p95}; {results['p95_ratio_max']:g} is allowed. CPU time"
+        f" of all processes over that without: {cpu}."
+    )
+    return [lead, "", *_write_load(cases)]
+
+
+LIMIT_REPORTS = (
+    Report("limits-hot", "A hot key", "python -m bench.run limits-hot", _write_hot),
+    Report("limits-direct", "Cold keys in Redis", "python -m bench.run limits-direct", _write_direct),
+    Report("limits-commands", "What a hot key asks of Redis", "python -m bench.run limits-commands", _write_commands),
+    Report("limits-users", "Many users", "python -m bench.run limits-users", _write_users),
+    Report("limits-limited", "With limits and without", "python -m bench.run limits-limited", _write_limited),
+)
+LIMITER_REPORTS = (Report("limiters", "Limiters over one Redis", "make bench-limiters", _write_limiters),)
+
+
 def render_report(report: Report, record: Record | None) -> str:
     """Return what stands between the markers of a report.
 
@@ -330,18 +429,18 @@ def render_report(report: Report, record: Record | None) -> str:
     return "\n".join([f"{lead}: {describe_origin(record)}, {describe_machine(record)}.", "", *lines])
 
 
-def replace_reports(text: str, records: dict[str, Record]) -> str:
+def replace_reports(text: str, records: dict[str, Record], reports: Sequence[Report] = REPORTS) -> str:
     """Return `text` with what stands between `<!-- figure:NAME -->` and `<!-- /figure:NAME -->` rendered anew.
 
     Raises:
         ValueError: The markers of a report do not stand there once each, in order.
     """
-    for report in REPORTS:
+    for report in reports:
         begin, end = f"<!-- figure:{report.bench} -->", f"<!-- /figure:{report.bench} -->"
         before, found_begin, rest = text.partition(begin)
         _, found_end, after = rest.partition(end)
         if not found_begin or not found_end or begin in after or end in before + after:
-            raise ValueError(f"docs/batching.md: expected one {begin} and after it one {end}")
+            raise ValueError(f"page of {report.bench}: expected one {begin} and after it one {end}")
         text = f"{before}{begin}\n\n{render_report(report, records.get(report.bench))}\n\n{end}{after}"
     return text
 
@@ -381,6 +480,18 @@ def render_batching(page: Path = BATCHING, history: Path = HISTORY) -> str:
     """Return what docs/batching.md should say, outputs of simulations as they stand."""
     lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
     return replace_constants(replace_reports(page.read_text(encoding="utf-8"), newest_records(lines)))
+
+
+def render_limiting(page: Path = LIMITING, history: Path = HISTORY) -> str:
+    """Return what docs/rate-limiting.md should say."""
+    lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
+    return replace_reports(page.read_text(encoding="utf-8"), newest_records(lines), LIMIT_REPORTS)
+
+
+def render_limiters(page: Path = LIMITERS, history: Path = HISTORY) -> str:
+    """Return what docs/limiters-compared.md should say."""
+    lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
+    return replace_reports(page.read_text(encoding="utf-8"), newest_records(lines), LIMITER_REPORTS)
 
 
 # What comes of these is the same on any machine; planning takes half a minute of it.
@@ -447,11 +558,13 @@ def render_readme(readme: Path = README, history: Path = HISTORY) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit status: 1 if `--check` finds a page out of date."""
-    parser = argparse.ArgumentParser(description="Render what README.md and docs/batching.md show of runs.")
+    parser = argparse.ArgumentParser(description="Render what README.md and pages of docs show of runs.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
     options = parser.parse_args(arguments)
     status = 0
-    for page, rendered in ((README, render_readme()), (BATCHING, render_outputs(render_batching()))):
+    batching = render_outputs(render_batching())
+    limits = ((LIMITERS, render_limiters()), (LIMITING, render_limiting()))
+    for page, rendered in ((README, render_readme()), (BATCHING, batching), *limits):
         name = page.relative_to(ROOT)
         if rendered == page.read_text(encoding="utf-8"):
             print(f"{name}: up to date")
@@ -465,4 +578,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # a script that is run by its path finds only what is beside it
     sys.exit(main(sys.argv[1:]))

@@ -9,15 +9,16 @@ _FOLDER = Path(__file__).parent
 _INSTALL_S_MAX = 1200.0
 
 
-def install(name: str, *, python: str, work: Path) -> Path:
+def install(name: str, *, python: str, work: Path, folder: Path = _FOLDER) -> Path:
     """Return the `bin` directory of the system's environment under `work`, building it if need be.
 
-    Penstock is installed from this source tree, editable, so that its environment follows the tree.
+    What it needs is in `requirements.txt` of its own folder under `folder`. Penstock is installed from this source
+    tree, editable, so that its environment follows the tree.
 
     Raises:
         RuntimeError: an installation failed; the message is its last line.
     """
-    requirements = _FOLDER / name / "requirements.txt"
+    requirements = folder / name / "requirements.txt"
     if name == "penstock":
         constraints = ROOT / "constraints.txt"
         arguments, pins = ["-c", str(constraints), "-e", str(ROOT)], constraints.read_text(encoding="utf-8")

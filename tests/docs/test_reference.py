@@ -3,12 +3,14 @@
 Whatever is added to the code must be added to its page, and what is gone must go.
 """
 
+import asyncio
 import inspect
 import json
 import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
@@ -23,20 +25,21 @@ from penstock.cli.doctor import Finding
 from penstock.cli.main import build_app
 from penstock.cli.models import register as register_models
 from penstock.cli.scenario_sections import ScenarioFile
+from penstock.core.authority import Peeked
+from penstock.core.limits import Level, LimitSettings, RateLimit
 from penstock.core.models import ModelSpec, model
-from penstock.core.profiles import CostProfile
-from penstock.core.statistics import GatewayStatistics, Histogram, ModelStatistics, TenantStatistics
 from penstock.core.tensors import DATATYPES, TensorSpec
 from penstock.fleet.admin import admin_app
+from penstock.fleet.limit_explaining import Circumstances, explain_limits
 from penstock.fleet.metrics import render_metrics
-from penstock.fleet.processes import ProcessUsage
 from penstock.fleet.status import to_status
-from penstock.fleet.view import FleetView, GatewayView, ModelView, ProcessView, ReplicaView
 from penstock.gateway.batcher import STEPS
 from penstock.gateway.routes import Routes
 from penstock.policy.admission import RefusalReason
 from penstock.policy.batching import CloseReason
+from penstock.wire.decisions import Decision, encode_line
 from penstock.wire.oip_documents import EXTENSIONS
+from tests.docs.fleet import full_view
 from tests.docs.pages import PAGES, ROOT, code_spans, prose, snippets, table_rows
 
 # -- configuration --------------------------------------------------------------------------------------------------
@@ -99,7 +102,7 @@ def test_every_key_is_documented_with_its_type_and_default(page: str, heading: s
 def test_toml_in_the_documents_is_valid(snippet: Any) -> None:
     """Every example of a configuration passes the checks that a user's file has to pass."""
     document = tomllib.loads(snippet.text)
-    kind: type[BaseModel] = ConfigFile if document.keys() <= {"server", "models"} else ModelFile
+    kind: type[BaseModel] = ConfigFile if document.keys() <= ConfigFile.model_fields.keys() else ModelFile
     (ScenarioFile if "scenario" in document else kind).model_validate(document)
 
 
@@ -110,37 +113,6 @@ def test_arguments_of_the_decorator_are_documented() -> None:
 
 
 # -- metrics --------------------------------------------------------------------------------------------------------
-
-
-def full_view() -> FleetView:
-    """Return a fleet of which every family of metrics has a sample."""
-    statistics = GatewayStatistics(
-        models={
-            "m:1": ModelStatistics(
-                failures={"REJECTED": 1},
-                refusals={"expired": 1},
-                closes={"full": 1},
-                steps={"queue": Histogram()},
-                classes={"interactive": 1},
-                tenants={"": TenantStatistics()},
-            )
-        },
-        responses={200: 1},
-        protocol_errors={"malformed": 1},
-        timeouts={"idle": 1},
-    )
-    replica = ReplicaView("m:1#0", 2, "unix:/r", "ready", 0, 0, "", "")
-    return FleetView(
-        version="1",
-        http="127.0.0.1:8000",
-        uptime_us=1,
-        is_ready=True,
-        is_draining=False,
-        gateways=(GatewayView("gateway-0", 1, "127.0.0.1:8000", "ready", True, 0, 0, "", ""),),
-        models=(ModelView("m", "1", "READY", "", True, None, (replica,), {"": CostProfile((1,), (1,))}),),
-        processes=(ProcessView("head", "head", ProcessUsage(1, 1)),),
-        statistics=statistics,
-    )
 
 
 def families() -> dict[str, tuple[str, list[str]]]:
@@ -198,7 +170,15 @@ def code_routes() -> set[str]:
     """Return the routes of the inference port."""
     nothing: Any = None
     return _UnloadedRoutes(
-        nothing, now_us=lambda: 0, version="", started_s=0, query_statistics=nothing, on_bug=nothing
+        nothing,
+        nothing,
+        nothing,
+        requires_key=False,
+        now_us=lambda: 0,
+        version="",
+        started_s=0,
+        query_statistics=nothing,
+        on_bug=nothing,
     ).listed()
 
 
@@ -214,15 +194,17 @@ def test_every_route_is_documented() -> None:
 
 def test_every_admin_route_is_documented() -> None:
     """The page has exactly the routes of the admin port."""
-    routes = {f"GET {route.path}" for route in admin_app(full_view).routes if isinstance(route, Route)}
+    nothing: Any = None
+    routes = {f"GET {route.path}" for route in admin_app(full_view, nothing).routes if isinstance(route, Route)}
     assert documented_routes("## Routes of the admin port") == routes
 
 
 def test_every_status_is_documented() -> None:
-    """The page has exactly the statuses that the gateway and the executor answer with."""
+    """The page has exactly the statuses that the gateway, its limits and the executor answer with."""
     source = "".join(path.read_text() for path in (ROOT / "src/penstock/gateway").glob("*.py"))
     source += (ROOT / "src/penstock/replica/executor.py").read_text()
-    calls = re.findall(r"(?:refuse|refuse_all|_error|Refusal|respond|_fail)\((?:exchange, )?(\d{3})", source)
+    source += (ROOT / "src/penstock/wire/ratelimit.py").read_text()
+    calls = re.findall(r"(?:refuse|refuse_all|_error|Refusal|Rejection|respond|_fail)\((?:exchange, )?(\d{3})", source)
     others = re.findall(r"(?:status=|return |else |\()(\d{3})[,)]", source)
     found = {int(text) for text in [*calls, *others]} | {400}
     rows = table_rows("docs/protocols.md", "### Status codes")
@@ -272,6 +254,41 @@ def test_keys_of_the_list_of_models_are_documented() -> None:
     (found,) = json.loads(CliRunner().invoke(app, ["models", "list", "--json"]).stdout)
     rows = table_rows("docs/command-line.md", "## penstock models")
     assert [key for row in rows if not row[0].startswith("`--") for key in code_spans(row[0])] == list(found)
+
+
+def documented_keys(heading: str, *, table: int = 0) -> list[str]:
+    """Return the keys that a table below a heading of the page about limits lists; of several tables the one asked."""
+    section = prose("docs/limits-commands.md").partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    tables = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    rows = tables[table].splitlines()[2:]
+    return [key for row in rows for key in code_spans(row.split("|")[1])]
+
+
+def test_keys_of_an_explanation_are_documented() -> None:
+    """`GET /api/limits` answers exactly the keys that the page names, in its order."""
+
+    async def ask(operations: Any) -> Any:
+        return [Peeked(1, 0, 0, 0, 0) for _ in operations]
+
+    settings = LimitSettings(limits=(RateLimit("per-user", Level.USER, 1, 1_000_000, 1),))
+    circumstances = Circumstances(settings, (), ("m",), requires_key=False)
+    document = asyncio.run(explain_limits(circumstances, ask, user="anonymous", tenant="", model=""))
+    assert documented_keys("## penstock limits explain") == list(document)
+    assert documented_keys("## penstock limits explain", table=1) == list(document["limits"][0])
+
+
+def test_keys_of_a_decision_are_documented() -> None:
+    """A line of the decision log has exactly the keys that the page names, besides its kind."""
+    (kind, *fields) = json.loads(encode_line(Decision(0, 0, 0, "local", {}, {})))
+    assert kind == "kind"
+    assert sorted(documented_keys("## The decision log")) == sorted(fields)
+
+
+def test_keys_of_a_replay_are_documented(tmp_path: Path) -> None:
+    """`penstock limits replay --json` prints exactly the keys that the page names, in its order."""
+    (tmp_path / "log").touch()
+    result = CliRunner().invoke(build_app("limits"), ["limits", "replay", str(tmp_path / "log"), "--json"])
+    assert documented_keys("## penstock limits replay") == list(json.loads(result.stdout))
 
 
 def leaves(document: Any, prefix: str = "") -> Iterator[str]:

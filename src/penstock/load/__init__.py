@@ -6,7 +6,14 @@ Not here: the command (`cli/bench.py`), clocks and dice (`adapters/`); both are 
 from penstock.load.crew import Crew, CrewResult
 from penstock.load.discovery import check_accepted, fetch_inputs, parse_target
 from penstock.load.driver import RETRIES_MAX, Driver, DriverConfig, Recording
-from penstock.load.inputs import RequestPool, Target, build_request_pool, read_request_pool
+from penstock.load.inputs import (
+    RequestPool,
+    Target,
+    build_request_pool,
+    format_key_header,
+    read_keys,
+    read_request_pool,
+)
 from penstock.load.job import (
     Job,
     Phase,
@@ -47,10 +54,12 @@ __all__ = [
     "build_request_pool",
     "check_accepted",
     "fetch_inputs",
+    "format_key_header",
     "over_slo_allowed",
     "parse_header",
     "parse_target",
     "plan_schedule",
+    "read_keys",
     "read_request_pool",
     "read_trace",
     "resolve",

@@ -31,9 +31,11 @@ class CrewResult:
     """What the processes recorded, put back into the order of the schedule (measured requests and warm-up alike).
 
     `attempts`, `delay_us` and `refusals` are as in `Recording`, `refusals` with four columns, in no order.
+    `start_at_us` is the clock at the start.
     """
 
-    def __init__(self, arrays: dict[str, Times], reports: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, arrays: dict[str, Times], reports: Sequence[dict[str, Any]], start_at_us: int) -> None:
+        self.start_at_us = start_at_us
         self.latency_us = arrays["latency"]
         self.lateness_us = arrays["lateness"]
         self.attempts = arrays["attempts"]
@@ -118,7 +120,7 @@ class Crew:
         self._wait_messages("done", start_at_us + planned_us, on_progress)
         reports = [report for report in self._reports if report is not None]
         arrays = {kind: self._interleave(kind) for kind in ("latency", "lateness", "attempts", "delay")}
-        return CrewResult({**arrays, "refusals": self._gather_refusals()}, reports)
+        return CrewResult({**arrays, "refusals": self._gather_refusals()}, reports, start_at_us)
 
     def _load(self, kind: str) -> list[Times]:
         return [np.load(f"{assignment['results']}.{kind}.npy") for assignment in self._assignments]

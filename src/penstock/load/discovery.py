@@ -16,6 +16,7 @@ from penstock.load.inputs import Target
 __all__ = ["check_accepted", "fetch_inputs", "parse_target"]
 
 _TIMEOUT_S = 10.0
+_KEY_HEADERS = ("authorization:", "x-api-key:")
 
 
 def parse_target(url: str, model: str) -> Target:
@@ -41,10 +42,11 @@ def fetch_inputs(target: Target) -> list[TensorSpec]:
     """Ask the server what the model's inputs are.
 
     Raises:
-        ConfigError: No server answers there, it does not know the model (the message lists those it knows), or its
-            metadata cannot be understood.
+        ConfigError: No server answers there, it does not know the model (the message lists those it knows), it wants
+            another API key, or its metadata cannot be understood.
     """
     status, body = _exchange(target, "GET", f"{target.base}/v2/models/{target.model}")
+    _check_allowed(target, status, body)
     if status == 404:
         known = ", ".join(_list_models(target)) or "none"
         raise ConfigError(f"--model: expected a model that {target.authority} knows ({known}), got {target.model!r}.")
@@ -66,11 +68,26 @@ def check_accepted(target: Target, body: bytes, timeout_s: float = _TIMEOUT_S) -
         ConfigError: The server calls it the caller's fault (4xx but 429), or does not answer at all.
     """
     status, answer = _exchange(target, "POST", target.infer_path, body, timeout_s)
+    _check_allowed(target, status, answer)
     if 400 <= status < 500 and status != 429:
         raise ConfigError(
             f"--input: expected an input that {target.model!r} accepts, got {status}: {_excerpt(answer)}."
             " Give one that fits with --input FILE.json."
         )
+
+
+def _check_allowed(target: Target, status: int, body: bytes) -> None:
+    if status in (401, 403):
+        raise ConfigError(
+            f"--keys: expected an API key that {target.authority} accepts for {target.model!r},"
+            f" got {status}{_excerpt_without_keys(target, body)}. Give a file of good ones with --keys FILE."
+        )
+
+
+def _excerpt_without_keys(target: Target, body: bytes) -> str:
+    """Return what a server says of a key, nothing if it repeats it."""
+    keys = (line.split()[-1].encode() for line in target.headers if line.lower().startswith(_KEY_HEADERS))
+    return "" if any(key in body for key in keys) else f": {_excerpt(body)}"
 
 
 def _read_input(entry: dict[str, Any]) -> TensorSpec:

@@ -19,17 +19,28 @@ from heapq import heappop, heappush
 from penstock.load.network import BROKEN, READABLE, WRITABLE, Network, Socket
 from penstock.load.parsing import Answer, AnswerParser, MalformedAnswer
 
-__all__ = ["BACKOFF_US_MAX", "FAILURE_REASONS", "PENDING", "RETRIES_MAX", "SHED", "Driver", "DriverConfig", "Recording"]
+__all__ = [
+    "BACKOFF_US_MAX",
+    "FAILURE_REASONS",
+    "LIMITED",
+    "PENDING",
+    "RETRIES_MAX",
+    "SHED",
+    "Driver",
+    "DriverConfig",
+    "Recording",
+]
 
 # What stands in `Recording.latency_us` in place of a latency, when a request got no good answer.
 PENDING = -1
-SHED = -2  # 429, 503 or 504: a refusal
+SHED = -2  # 503 or 504: the server's refusal of work that is too much for it
 STATUS = -3
 MALFORMED = -4
 CLOSED = -5
 TIMEOUT = -6
 REFUSED = -7
 UNSENT = -8
+LIMITED = -9  # 429: its refusal of what is more than this caller may ask for
 FAILURE_REASONS: dict[int, str] = {
     STATUS: "another status than 2xx, 429, 503 or 504",
     MALFORMED: "not an inference answer",
@@ -38,7 +49,7 @@ FAILURE_REASONS: dict[int, str] = {
     REFUSED: "connection refused",
     UNSENT: "never sent: no connection in time",
 }
-_SHED_STATUSES = frozenset((429, 503, 504))
+_REFUSALS = {429: LIMITED, 503: SHED, 504: SHED}
 
 BACKOFF_US_MAX = 100_000  # a client that waits longer than the SLOs of this project might as well give up
 RETRIES_MAX = 100  # attempts are counted in one byte
@@ -46,6 +57,8 @@ RETRIES_MAX = 100  # attempts are counted in one byte
 # Sends between two looks at the sockets when the loop has fallen behind: about 1 ms of work.
 _SENDS_PER_ROUND_MAX = 64
 _RECV_BYTES = 65_536
+# Requests on one connection when load is to be spread: at 5,000 per second 80 new ones, 2 % of the generator's time.
+_SPREAD_REQUESTS = 64
 _PROGRESS_EVERY_US = 250_000
 _NEVER_US = 1 << 62
 
@@ -65,6 +78,8 @@ class DriverConfig:
         retries: How often a refused request is sent again, 0 to `RETRIES_MAX`.
         backoff_us: How long after its refusal, µs. -1: as long as the server says, at most `BACKOFF_US_MAX`, which is
             also what a server is taken to mean that says nothing.
+        is_spread: Use all connections in turn and replace each after a few requests, as many callers would: the load
+            reaches every process that shares the port, and those that come later. Otherwise the busiest few stay warm.
     """
 
     connections_start: int
@@ -74,6 +89,7 @@ class DriverConfig:
     measured_from: int = 0
     retries: int = 0
     backoff_us: int = -1
+    is_spread: bool = False
 
 
 @dataclass(slots=True)
@@ -106,12 +122,13 @@ class Recording:
 
 
 class _Connection:
-    __slots__ = ("index", "is_open", "parser", "sent_us", "socket", "unsent")
+    __slots__ = ("index", "is_open", "parser", "sent_count", "sent_us", "socket", "unsent")
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
         self.index = -1  # of the request in flight, -1 if none
         self.sent_us = 0
+        self.sent_count = 0
         self.is_open = False
         self.parser = AnswerParser()
         self.unsent: memoryview | None = None
@@ -159,9 +176,12 @@ class Driver:
         self._ended = 0
         self._connections: dict[int, _Connection] = {}
         self._opening = 0
-        self._free: list[_Connection] = []  # last in, first out: the busiest few stay warm
+        self._free: deque[_Connection] = deque()
+        # Last in, first out keeps the busiest few warm.
+        self._take_free = self._free.popleft if config.is_spread else self._free.pop
         self._line: deque[int] = deque()  # begun, waiting for a connection; oldest first
         self._again: list[tuple[int, int]] = []  # a heap: when to send which refused request again
+        self._refused: dict[int, int] = {}  # how each request that was to be sent again was refused last
         count = len(schedule_us)
         self._recording = Recording(array("q", [PENDING]) * count, array("q", [0]) * count)
         if config.retries:
@@ -229,7 +249,7 @@ class Driver:
         while index < stop and schedule[index] <= now:
             lateness[index] = now - schedule[index]
             if self._free:
-                self._send(self._free.pop(), index, now)
+                self._send(self._take_free(), index, now)
             else:
                 self._hold(index)
             index += 1
@@ -245,7 +265,7 @@ class Driver:
             due_us, index = heappop(again)
             self._recording.delay_us[index] = due_us - self._schedule[index]
             if self._free:
-                self._send(self._free.pop(), index, now)
+                self._send(self._take_free(), index, now)
             else:
                 self._hold(index)
 
@@ -259,6 +279,7 @@ class Driver:
         data = self._request(index)
         connection.index = index
         connection.sent_us = now
+        connection.sent_count += 1
         if self._config.retries:
             self._recording.attempts[index] += 1
         try:
@@ -307,6 +328,9 @@ class Driver:
         if not answer[2] or not data:
             self._drop(connection)
             self._open_for_line()
+        elif self._config.is_spread and connection.sent_count >= _SPREAD_REQUESTS:
+            self._drop(connection)
+            self._open_connection()
         elif self._line:
             self._send(connection, self._line.popleft(), now)
         else:
@@ -322,16 +346,16 @@ class Driver:
             counts[status] = counts.get(status, 0) + 1
         if 200 <= status < 300:
             self._end(index, now - self._schedule[index] if is_inference_answer(body) else MALFORMED)
-        elif status in _SHED_STATUSES:
+        elif status in _REFUSALS:
             self._recording.refusals.extend((index, now, now - connection.sent_us, status))
-            self._take_refusal(index, now, retry_after_us)
+            self._take_refusal(index, now, _REFUSALS[status], retry_after_us)
         else:
             self._end(index, STATUS)
         connection.index = -1
         return now
 
-    def _take_refusal(self, index: int, now: int, retry_after_us: int) -> None:
-        """Plan to send a refused request again, or end it: out of attempts, or no time for another."""
+    def _take_refusal(self, index: int, now: int, outcome: int, retry_after_us: int) -> None:
+        """Plan to send a refused request again, or end it with `outcome`: out of attempts, or no time for another."""
         config = self._config
         if config.retries and self._recording.attempts[index] <= config.retries:
             backoff_us = config.backoff_us
@@ -339,8 +363,9 @@ class Driver:
                 backoff_us = min(retry_after_us, BACKOFF_US_MAX) if retry_after_us >= 0 else BACKOFF_US_MAX
             if now + backoff_us - self._schedule[index] < config.timeout_us:
                 heappush(self._again, (now + backoff_us, index))
+                self._refused[index] = outcome
                 return
-        self._end(index, SHED)
+        self._end(index, outcome)
 
     def _send_rest(self, connection: _Connection) -> None:
         assert connection.unsent is not None
@@ -393,6 +418,8 @@ class Driver:
         elif connection in self._free:
             self._free.remove(connection)
         self._drop(connection)
+        if self._config.is_spread:
+            self._open_connection()
         self._open_for_line()
 
     def _drop(self, connection: _Connection) -> None:
@@ -411,7 +438,7 @@ class Driver:
         expired_before = now - self._config.timeout_us
         while self._line and schedule[self._line[0]] < expired_before:
             index = self._line.popleft()
-            self._end(index, SHED if self._config.retries and self._recording.attempts[index] else UNSENT)
+            self._end(index, self._refused.get(index, UNSENT))
         for connection in list(self._connections.values()):
             if connection.index >= 0 and schedule[connection.index] < expired_before:
                 self._lose(connection, TIMEOUT)

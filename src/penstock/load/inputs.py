@@ -1,11 +1,13 @@
-"""Request bytes, made before the run: every request different, at the price of joining three byte strings.
+"""Request bytes, made before the run: every request different, at the price of joining three or four byte strings.
 
 A body is head + fragment + tail: the fragment is the first few elements of the first input, written in a fixed number
-of bytes, and (head, tail) is everything else. Pairing F fragments with T tails gives F * T different requests.
+of bytes, and (head, tail) is everything else. Pairing F fragments with T tails gives F * T different requests. With API
+keys the request line and the key's header come before: one such opening for each key.
 Not here: what a model expects (`discovery.py`), sending (`driver.py`). Randomness comes in as a generator.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,13 +17,17 @@ import numpy as np
 
 from penstock.core.errors import ConfigError
 from penstock.core.tensors import DATATYPES, TensorSpec
+from penstock.policy.identifying import KEY_PREFIX, parse_key
 
-__all__ = ["RequestPool", "Target", "build_request_pool", "read_request_pool"]
+__all__ = ["RequestPool", "Target", "build_request_pool", "format_key_header", "read_keys", "read_request_pool"]
 
 FRAGMENT_COUNT = 4096
 TAIL_COUNT_MAX = 1024
 TAIL_BYTES_MAX = 32 * 1024 * 1024  # all tails together, per process; bigger inputs get fewer tails
 OPEN_DIMENSION = 8  # elements along an inner dimension of -1
+KEYS_MAX = 100_000  # twice as many as a server here holds; their openings take 30 MB per process
+KEY_BYTES_MAX = 1_024  # signed tokens have some hundred
+_KEY = re.compile(rb"[A-Za-z0-9._~+/-]+=*")  # token68 of RFC 9110 section 11.2, which RFC 6750 has callers send
 
 # Common English words of five letters, so that a fragment of words has a fixed length.
 _WORDS = """
@@ -61,13 +67,27 @@ class Target:
 
 
 class RequestPool:
-    """All the requests of a run. `request(i)` differs for every i below `distinct_count`, then they repeat."""
+    """All the requests of a run. `request(i)` differs for every i below `distinct_count`, then they repeat.
 
-    __slots__ = ("_fragments", "_heads", "_tails", "distinct_count")
+    Args:
+        heads: What comes before a fragment; without `openings` from the request line on.
+        fragments: All of one length.
+        tails: What comes after; each belongs to the head of the same index.
+        openings: What comes before the head, taken in turn; none if the heads are whole.
+    """
 
-    def __init__(self, heads: Sequence[bytes], fragments: Sequence[bytes], tails: Sequence[bytes]) -> None:
+    __slots__ = ("_fragments", "_heads", "_openings", "_tails", "distinct_count")
+
+    def __init__(
+        self,
+        heads: Sequence[bytes],
+        fragments: Sequence[bytes],
+        tails: Sequence[bytes],
+        openings: Sequence[bytes] = (),
+    ) -> None:
         assert len(heads) == len(tails) > 0
         assert len({len(fragment) for fragment in fragments}) == 1
+        self._openings = list(openings)
         self._heads = list(heads)
         self._fragments = list(fragments)
         self._tails = list(tails)
@@ -79,6 +99,8 @@ class RequestPool:
         tails = self._tails
         lap, at = divmod(index, len(fragments))
         tail_index = (at + lap) % len(tails)  # a Latin square: all pairs, and neighbours differ in both parts
+        if openings := self._openings:
+            return openings[index % len(openings)] + self._heads[tail_index] + fragments[at] + tails[tail_index]
         return self._heads[tail_index] + fragments[at] + tails[tail_index]
 
     def body(self, index: int) -> bytes:
@@ -87,7 +109,13 @@ class RequestPool:
 
 
 def build_request_pool(
-    target: Target, inputs: Sequence[TensorSpec], rng: np.random.Generator, *, is_same: bool = False, rows: int = 1
+    target: Target,
+    inputs: Sequence[TensorSpec],
+    rng: np.random.Generator,
+    *,
+    is_same: bool = False,
+    rows: int = 1,
+    keys: Sequence[bytes] = (),
 ) -> RequestPool:
     """Make random requests that fit a model: FP in [0, 1) with 4 digits, integers 10-99, words for BYTES.
 
@@ -97,6 +125,7 @@ def build_request_pool(
         rng: Consumed. The same state gives the same pool.
         is_same: One request for all, to see what a cache does.
         rows: Length of the batch dimension, where there is one.
+        keys: API keys, of which each request is sent with the next.
 
     Raises:
         ConfigError: There is no input to vary.
@@ -107,6 +136,7 @@ def build_request_pool(
     first, count = chosen[0], _element_count(chosen[0], rows)
     fragment_elements = min(count, _FRAGMENT_ELEMENTS.get(first.datatype, 2))
     fragments = _draw_fragments(first.datatype, fragment_elements, rng, is_alone=fragment_elements == count)
+    common, openings = _openings(target, keys)
     heads: list[bytes] = []
     tails: list[bytes] = []
     tail_count = 1 if is_same else TAIL_COUNT_MAX
@@ -120,17 +150,23 @@ def build_request_pool(
             data = ",".join(_draw_elements(spec.datatype, _element_count(spec, rows), rng))
             closing += f',{_describe(spec, rows)},"data":[{data}]}}'
         closing += "]}"
-        heads.append(_request_head(target, len(opening) + len(fragments[0]) + len(closing)) + opening.encode())
+        heads.append(common + _head_end(len(opening) + len(fragments[0]) + len(closing)) + opening.encode())
         tails.append(closing.encode())
         tail_count = min(tail_count, max(4, TAIL_BYTES_MAX // len(closing)))
     if is_same:
-        return RequestPool(heads, fragments[:1], tails)
+        return RequestPool(heads, fragments[:1], tails, openings)
     unique = dict(zip(tails, heads, strict=True))
-    return RequestPool(list(unique.values()), fragments, list(unique))
+    return RequestPool(list(unique.values()), fragments, list(unique), openings)
 
 
-def read_request_pool(target: Target, path: str, *, is_same: bool = False) -> RequestPool:
+def read_request_pool(target: Target, path: str, *, is_same: bool = False, keys: Sequence[bytes] = ()) -> RequestPool:
     """Read infer requests from a JSON file: one object with `inputs`, or a list of such.
+
+    Args:
+        target: For the request line and headers.
+        path: Of the file.
+        is_same: Send the first of them alone.
+        keys: API keys, of which each request is sent with the next.
 
     Raises:
         ConfigError: The file cannot be read, is not JSON, or holds something else.
@@ -148,19 +184,67 @@ def read_request_pool(target: Target, path: str, *, is_same: bool = False) -> Re
     bodies = list(dict.fromkeys(json.dumps(item, separators=(",", ":")).encode() for item in items))
     if is_same:
         bodies = bodies[:1]
-    return RequestPool([_request_head(target, len(body)) for body in bodies], [b""], bodies)
+    common, openings = _openings(target, keys)
+    return RequestPool([common + _head_end(len(body)) for body in bodies], [b""], bodies, openings)
+
+
+def read_keys(path: str) -> list[bytes]:
+    """Return the API keys in a file: one a line; blank lines and lines that begin with # are left out.
+
+    Raises:
+        ConfigError: The file cannot be read, or a line is no key. The message names the line and shows nothing of it.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as fault:
+        raise ConfigError(f"--keys: expected a readable file, got {path!r} ({fault.strerror}).") from fault
+    keys = []
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text or text.startswith(b"#"):
+            continue
+        if wrong := _find_key_fault(text):
+            raise ConfigError(
+                f"--keys: expected one API key on line {number} of {path!r}, got {wrong}."
+                " Write each as `penstock keys create` prints it, on a line of its own."
+            )
+        keys.append(text)
+    if not 1 <= len(keys) <= KEYS_MAX:
+        raise ConfigError(f"--keys: expected 1 to {KEYS_MAX:,} keys in {path!r}, got {len(keys):,}.")
+    return keys
+
+
+def _find_key_fault(text: bytes) -> str:
+    """Say what is wrong with a key without showing any of it; '' if nothing is."""
+    if len(text.split()) > 1:
+        return "several words"
+    if len(text) > KEY_BYTES_MAX:
+        return f"more than {KEY_BYTES_MAX:,} bytes"
+    if not _KEY.fullmatch(text):
+        return "characters that no key has"
+    is_ours = text.startswith(KEY_PREFIX.encode())
+    return f"a part of a {KEY_PREFIX} key, or more than one" if is_ours and parse_key(text) is None else ""
+
+
+def format_key_header(key: bytes) -> str:
+    """Return the header line that an API key is sent in (RFC 6750 section 2.1)."""
+    return f"Authorization: Bearer {key.decode('ascii')}"
 
 
 _FLOATS = ("FP16", "FP32", "FP64")
 _FRAGMENT_ELEMENTS = {"FP16": 1, "FP32": 1, "FP64": 1, "BYTES": 1, "BOOL": 8}  # 2 of an integer type
 
 
-def _request_head(target: Target, length: int) -> bytes:
+def _openings(target: Target, keys: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
+    """Return what all heads begin with, and what comes before them with each key."""
     headers = "".join(f"{line}\r\n" for line in target.headers)
-    return (
-        f"POST {target.infer_path} HTTP/1.1\r\nHost: {target.authority}\r\n{headers}"
-        f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
-    ).encode()
+    common = f"POST {target.infer_path} HTTP/1.1\r\nHost: {target.authority}\r\n{headers}".encode()
+    openings = [common + format_key_header(key).encode() + b"\r\n" for key in keys]
+    return (b"", openings) if openings else (common, openings)
+
+
+def _head_end(length: int) -> bytes:
+    return f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def _shape(spec: TensorSpec, rows: int) -> list[int]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from penstock.core.arrivals import Times, parse_arrivals, plan_arrivals
 from penstock.core.errors import ConfigError
 from penstock.core.tensors import TensorSpec
-from penstock.load.inputs import RequestPool, Target, build_request_pool, read_request_pool
+from penstock.load.inputs import RequestPool, Target, build_request_pool, read_keys, read_request_pool
 from penstock.load.traces import read_trace
 
 __all__ = [
@@ -61,6 +61,8 @@ class Source:
         input_path: A file of requests to send instead of made ones.
         is_same: One request for all.
         rows: Of each made request, >= 1.
+        keys_path: A file of API keys, of which each request is sent with the next; '' for none. The path and not the
+            keys, so that they stand in no message.
     """
 
     target: Target
@@ -70,6 +72,7 @@ class Source:
     input_path: str = ""
     is_same: bool = False
     rows: int = 1
+    keys_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Job:
         connections_max: Likewise.
         warmup_us: Requests intended before this do not count.
         is_realtime: Ask for real-time priority.
+        is_spread: As in `DriverConfig`.
     """
 
     sources: tuple[Source, ...]
@@ -101,6 +105,7 @@ class Job:
     connections_max: int = 2_048
     warmup_us: int = 0
     is_realtime: bool = True
+    is_spread: bool = False
 
     @property
     def duration_us(self) -> int:
@@ -159,7 +164,7 @@ def build_pools(job: Job, streams: Streams) -> list[RequestPool]:
     """Return the requests of each source, the same in every process.
 
     Raises:
-        ConfigError: A file of requests cannot be read, or there is no input to vary.
+        ConfigError: A file of requests or keys cannot be read, or there is no input to vary.
     """
     return [build_pool(source, streams(_stream_name("inputs", i))) for i, source in enumerate(job.sources)]
 
@@ -168,11 +173,13 @@ def build_pool(source: Source, rng: np.random.Generator) -> RequestPool:
     """Return the requests of one source.
 
     Raises:
-        ConfigError: Its file of requests cannot be read, or there is no input to vary.
+        ConfigError: Its file of requests or of keys cannot be read, or there is no input to vary.
     """
+    target, is_same = source.target, source.is_same
+    keys = read_keys(source.keys_path) if source.keys_path else ()
     if source.input_path:
-        return read_request_pool(source.target, source.input_path, is_same=source.is_same)
-    return build_request_pool(source.target, source.inputs, rng, is_same=source.is_same, rows=source.rows)
+        return read_request_pool(target, source.input_path, is_same=is_same, keys=keys)
+    return build_request_pool(target, source.inputs, rng, is_same=is_same, rows=source.rows, keys=keys)
 
 
 def _stream_name(name: str, index: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from penstock.core.arrivals import Times
-from penstock.load.driver import FAILURE_REASONS, SHED, UNSENT
+from penstock.load.driver import FAILURE_REASONS, LIMITED, SHED, UNSENT
 from penstock.load.verdict import over_slo_allowed
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 LATENESS_P99_US_MAX = 2_000  # a generator later than this measured itself
 SENT_RATIO_MIN = 0.999
 ATTAINMENT_RATIO_MIN = 0.95  # the percentile that the SLO is about: p95
-LOST_RATIO_MAX = 0.01  # failed and shed together
+LOST_RATIO_MAX = 0.01  # failed, shed and limited together
 CONFIDENCE = 0.99
 
 _LATENCY_PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999, "max": 1.0}
@@ -101,10 +101,10 @@ def build_report(run: Measurement) -> dict[str, Any]:
     planned = len(run.latency_us)
     good = np.sort(run.latency_us[run.latency_us >= 0])
     lateness = np.sort(run.lateness_us)
-    shed = int(np.count_nonzero(run.latency_us == SHED))
+    shed, limited = (int(np.count_nonzero(run.latency_us == code)) for code in (SHED, LIMITED))
     failures = {text: int(np.count_nonzero(run.latency_us == code)) for code, text in FAILURE_REASONS.items()}
     failed = sum(failures.values())
-    assert len(good) + shed + failed == planned, "a request was lost"
+    assert len(good) + shed + limited + failed == planned, "a request was lost"
     sent = planned - failures[FAILURE_REASONS[UNSENT]]
     within = int(np.searchsorted(good, run.slo_us, side="right"))
     duration_s = run.duration_us / 1e6
@@ -122,6 +122,7 @@ def build_report(run: Measurement) -> dict[str, Any]:
         "completed": len(good),
         "failed": failed,
         "shed": shed,
+        "limited": limited,
         "failures": {text: count for text, count in failures.items() if count},
         "attempts": sent if run.attempt_count is None else run.attempt_count,
         "refusal_ms": _summarise(np.sort(run.refusal_us), _REFUSAL_PERCENTILES),
@@ -130,7 +131,7 @@ def build_report(run: Measurement) -> dict[str, Any]:
         "slo_attainment": round(within / planned, 6) if planned else 0.0,
         "slo_held": planned > 0
         and within >= ATTAINMENT_RATIO_MIN * planned
-        and failed + shed <= LOST_RATIO_MAX * planned,
+        and failed + shed + limited <= LOST_RATIO_MAX * planned,
         "verdict": {
             "percentile": ATTAINMENT_RATIO_MIN,
             "confidence": CONFIDENCE,

@@ -11,6 +11,7 @@ import pytest
 from penstock.load.driver import (
     BACKOFF_US_MAX,
     CLOSED,
+    LIMITED,
     MALFORMED,
     REFUSED,
     SHED,
@@ -86,6 +87,7 @@ class FakeNetwork:
         self.split_us = 0  # how long after the first half of an answer the second comes, 0: together
         self.bodies: list[bytes] = []
         self.sent_at_us: list[int] = []
+        self.sent_by: Counter[int] = Counter()  # requests by connection
         self.open_count = self.open_max = 0
         self._events: list[tuple[int, int, FakeSocket, bytes]] = []
         self._sequence = 0
@@ -98,6 +100,7 @@ class FakeNetwork:
 
     def serve(self, socket: FakeSocket, body: bytes) -> None:
         self.bodies.append(body)
+        self.sent_by[socket.descriptor] += 1
         self.sent_at_us.append(self.clock.now_us)
         at_us, data = self.handle(self.clock.now_us, body)
         if at_us is None:
@@ -165,6 +168,7 @@ def drive(
     measured_from: int = 0,
     retries: int = 0,
     backoff_us: int = -1,
+    is_spread: bool = False,
 ) -> tuple[Recording, FakeNetwork, int]:
     """Run a schedule; return the recording, the network, and when the run began."""
     clock = Clock()
@@ -177,6 +181,7 @@ def drive(
         measured_from=measured_from,
         retries=retries,
         backoff_us=backoff_us,
+        is_spread=is_spread,
     )
     driver = Driver(config, array("q", schedule_us), request, network, now_us=clock.read, cpu_us=clock.read)
     assert driver.wait_connected(1_000_000) == start
@@ -235,7 +240,7 @@ def test_an_oversleeping_generator_admits_its_lateness() -> None:
     ("data", "outcome"),
     [
         (answer(503), SHED),
-        (answer(429), SHED),
+        (answer(429), LIMITED),
         (answer(504), SHED),
         (answer(500), STATUS),
         (answer(400), STATUS),
@@ -249,7 +254,7 @@ def test_an_oversleeping_generator_admits_its_lateness() -> None:
     ],
 )
 def test_what_each_answer_counts_as(data: bytes, outcome: int) -> None:
-    """Refusals are shed; other statuses, wrong bodies and broken connections are failures; the others go on."""
+    """Refusals are shed, or limited; other statuses, bodies and broken connections are failures; the others go on."""
 
     def handle(now: int, body: bytes) -> tuple[int, bytes]:
         return now + 100, data if body == b"5" else answer()
@@ -384,11 +389,12 @@ def test_a_refused_request_is_sent_again_with_its_clock_running(status: int) -> 
     assert sends[0] - start_us >= 40_000
 
 
-def test_retries_are_bounded() -> None:
-    """A request refused every time is sent once and then as often again as allowed, and ends as shed."""
-    recording, network, _ = drive([1_000 * i for i in range(20)], refuse_first(99), retries=3, backoff_us=0)
+@pytest.mark.parametrize(("status", "outcome"), [(503, SHED), (429, LIMITED)])
+def test_retries_are_bounded(status: int, outcome: int) -> None:
+    """A request refused every time is sent once and then as often again as allowed, and ends as it was refused."""
+    recording, network, _ = drive([1_000 * i for i in range(20)], refuse_first(99, status), retries=3, backoff_us=0)
     assert len(network.bodies) == 80
-    assert set(recording.latency_us) == {SHED}
+    assert set(recording.latency_us) == {outcome}
     assert len(recording.refusals) == 4 * 80
 
 
@@ -435,11 +441,34 @@ def test_refusals_are_timed_from_sending() -> None:
         assert status == 429
 
 
-def test_a_retry_without_a_connection_in_time_was_refused_and_not_unsent() -> None:
+@pytest.mark.parametrize(("status", "outcome"), [(503, SHED), (429, LIMITED)])
+def test_a_retry_without_a_connection_in_time_was_refused_and_not_unsent(status: int, outcome: int) -> None:
     """A request that was sent before and then found no connection ends as what the server said."""
 
     def handle(now: int, body: bytes) -> tuple[int | None, bytes]:
-        return (now + 200, answer(503)) if body == b"0" else (None, answer())
+        return (now + 200, answer(status)) if body == b"0" else (None, answer())
 
     recording, _, _ = drive([0, 400], handle, start=1, most=1, retries=3, backoff_us=5_000, timeout_us=50_000)
-    assert list(recording.latency_us) == [SHED, TIMEOUT]
+    assert list(recording.latency_us) == [outcome, TIMEOUT]
+
+
+def test_a_spread_load_uses_all_connections_in_turn() -> None:
+    """Each connection gets its part although one would do; otherwise the same few serve all."""
+    schedule = [1_000 * i for i in range(200)]
+    spread = drive(schedule, lambda now, _body: (now + 100, answer()), start=8, is_spread=True)[1]
+    assert list(spread.sent_by.values()) == [25] * 8
+    warm = drive(schedule, lambda now, _body: (now + 100, answer()), start=8)[1]
+    assert len(warm.sent_by) == 1
+
+
+def test_a_spread_load_replaces_its_connections() -> None:
+    """After 64 requests, or when it is lost, another takes a connection's place, so that newcomers get their part."""
+
+    def handle(now: int, body: bytes) -> tuple[int, bytes]:
+        return now + 100, b"reset" if body == b"900" else answer()
+
+    recording, network, _ = drive([1_000 * i for i in range(1_000)], handle, start=4, is_spread=True)
+    assert max(network.sent_by.values()) == 64
+    assert (network.open_max, network.open_count) == (4, 0)
+    assert recording.connections_opened == 4 + 4 * (1_000 // (4 * 64)) + 1
+    assert Counter(latency for latency in recording.latency_us if latency < 0) == {CLOSED: 1}

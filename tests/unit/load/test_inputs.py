@@ -9,7 +9,7 @@ import pytest
 
 from penstock.core.errors import ConfigError
 from penstock.core.tensors import DATATYPES, TensorSpec
-from penstock.load.inputs import RequestPool, Target, build_request_pool, read_request_pool
+from penstock.load.inputs import RequestPool, Target, build_request_pool, read_keys, read_request_pool
 
 TARGET = Target("127.0.0.1", 8000, "", "m")
 
@@ -143,3 +143,71 @@ def test_a_target_can_have_headers_of_its_own() -> None:
         head = pool.request(index).partition(b"\r\n\r\n")[0].split(b"\r\n")
         assert (head.count(b"penstock-tenant: a"), head.count(b"x-b: ")) == (1, 1)
         assert body_of(pool.request(index)) == body_of(build(spec).request(index))
+
+
+def caller_of(request: bytes) -> bytes:
+    head = request.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    (value,) = (line.removeprefix(b"Authorization: Bearer ") for line in head if line.startswith(b"Authorization:"))
+    return value
+
+
+def test_each_request_has_the_next_key() -> None:
+    """Keys are taken in turn, and the rest of a request is what it is without them."""
+    spec, keys = TensorSpec("x", "FP32", (-1, 8)), [b"one", b"two", b"three"]
+    target = Target("127.0.0.1", 8000, "", "m", ("x-b: c",))
+    bare, keyed = (build_request_pool(target, [spec], np.random.default_rng(1), keys=k) for k in ((), keys))
+    for index in (0, 1, 2, 3, 5_000, 4_096 * 4_096 + 1):
+        request = keyed.request(index)
+        assert caller_of(request) == keys[index % 3]
+        assert request.replace(b"Authorization: Bearer %b\r\n" % caller_of(request), b"") == bare.request(index)
+    assert keyed.distinct_count == bare.distinct_count
+
+
+def test_requests_from_a_file_have_keys_too(tmp_path: Path) -> None:
+    """One request sent by many callers differs in its key alone."""
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1.5]}]}))
+    pool = read_request_pool(TARGET, str(path), keys=[b"one", b"two"])
+    assert [caller_of(pool.request(i)) for i in range(4)] == [b"one", b"two", b"one", b"two"]
+    assert len({pool.body(i) for i in range(4)}) == 1
+
+
+OURS = "pk_abcdefghij12_" + "A" * 43
+
+
+def test_keys_are_read_in_order(tmp_path: Path) -> None:
+    """One a line, in order and repeated if they are; blank lines and comments do not count."""
+    path = tmp_path / "keys"
+    path.write_text(f"# users\n{OURS}\r\n\n  sk-other/key+1==  \n{OURS}\n#sk-left-out\n")
+    assert read_keys(str(path)) == [OURS.encode(), b"sk-other/key+1==", OURS.encode()]
+
+
+@pytest.mark.parametrize(
+    ("line", "got"),
+    [
+        ("alpha beta", "several words"),
+        (f"Bearer {OURS}", "several words"),
+        ("caf\u00e9-secret", "characters that no key has"),
+        ('"secret"', "characters that no key has"),
+        (OURS[:-1], "a part of a pk_ key, or more than one"),
+        (OURS + "B", "a part of a pk_ key, or more than one"),
+        ("s" * 1_025, "more than 1,024 bytes"),
+    ],
+)
+def test_a_line_that_is_no_key_is_named_and_not_shown(tmp_path: Path, line: str, got: str) -> None:
+    """The message has the line's number and what is wrong with it, and nothing of what may be a secret."""
+    path = tmp_path / "keys"
+    path.write_text(f"# comment\n{OURS}\n{line}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"--keys: expected one API key on line 3 of .*, got {got}\\.") as caught:
+        read_keys(str(path))
+    assert not any(word in str(caught.value) for word in (*line.split(), OURS))
+
+
+def test_a_file_without_keys_is_refused(tmp_path: Path) -> None:
+    """A file that is missing or holds no key is the operator's error, by option name."""
+    path = tmp_path / "keys"
+    with pytest.raises(ConfigError, match=r"--keys: expected a readable file, got .*No such file"):
+        read_keys(str(path))
+    path.write_text("\n# nothing\n")
+    with pytest.raises(ConfigError, match=r"--keys: expected 1 to 100,000 keys in .*, got 0"):
+        read_keys(str(path))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -68,6 +69,18 @@ def test_every_source_has_its_own_requests() -> None:
     pools = build_pools(make_job(small, named), stream)
     assert [len(json.loads(pool.body(0))["inputs"][0]["data"]) for pool in pools] == [1, 8]
     assert [b"penstock-tenant: large" in pool.request(0) for pool in pools] == [False, True]
+
+
+def test_keys_are_taken_in_turn_by_each_source(tmp_path: Path) -> None:
+    """A source with a file of keys sends each of its requests with the next; the file's path is all a job says."""
+    path = tmp_path / "keys"
+    path.write_text("one\ntwo\n")
+    job = make_job(replace(make_source((1, 1)), keys_path=str(path)), make_source((1, 1)))
+    keyed, bare = build_pools(job, stream)
+    for index, key in enumerate((b"one", b"two", b"one")):
+        assert b"\r\nAuthorization: Bearer %b\r\n" % key in keyed.request(index)
+    assert b"Authorization" not in bare.request(0)
+    assert "one" not in json.dumps(msgspec.to_builtins(job))
 
 
 def test_a_job_survives_the_pipe() -> None:

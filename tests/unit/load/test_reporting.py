@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.load.driver import CLOSED, SHED, TIMEOUT, UNSENT
+from penstock.load.driver import CLOSED, LIMITED, SHED, TIMEOUT, UNSENT
 from penstock.load.reporting import Measurement, bucket_latencies, build_report, find_invalid_reasons
 
 
@@ -29,9 +29,9 @@ def measure(latency_us: list[int], lateness_us: list[int] | None = None, **chang
 
 
 def test_every_request_is_counted_once() -> None:
-    """Completed, shed and failed add up to the plan, and each failure has its reason."""
-    report = build_report(measure([1_000] * 90 + [SHED] * 5 + [TIMEOUT] * 3 + [CLOSED] * 2))
-    assert (report["completed"], report["shed"], report["failed"], report["planned"]) == (90, 5, 5, 100)
+    """Completed, shed, limited and failed add up to the plan, and each failure has its reason."""
+    report = build_report(measure([1_000] * 90 + [SHED] * 3 + [LIMITED] * 2 + [TIMEOUT] * 3 + [CLOSED] * 2))
+    assert [report[name] for name in ("completed", "shed", "limited", "failed", "planned")] == [90, 3, 2, 5, 100]
     assert sum(report["failures"].values()) == 5
 
 
@@ -60,13 +60,15 @@ def test_a_lost_request_misses_the_slo() -> None:
         ([1_000] * 949 + [60_000] * 51, False),
         ([1_000] * 990 + [SHED] * 10, True),
         ([1_000] * 989 + [SHED] * 6 + [TIMEOUT] * 5, False),
+        ([1_000] * 990 + [SHED] * 5 + [LIMITED] * 5, True),
+        ([1_000] * 989 + [LIMITED] * 11, False),
         ([1_000] * 949 + [60_000] * 46 + [SHED] * 5, False),
         ([SHED] * 10, False),
         ([], False),
     ],
 )
 def test_when_the_slo_held(latency_us: list[int], is_held: bool) -> None:
-    """It held if 95 % of all requests were answered well within it and at most 1 % were shed or failed."""
+    """It held if 95 % of all requests were answered well within it and at most 1 % were shed, limited or failed."""
     assert build_report(measure(latency_us))["slo_held"] is is_held
 
 

@@ -8,7 +8,7 @@ Not here: the generator (`driver.py`, `crew.py`), limits (each drill's module).
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -53,6 +53,7 @@ class Yield:
         refusals: As in `Recording`, four columns.
         bounds_us: Where the phases begin, and the end of the last.
         lateness_p99_us: How late the generator itself was.
+        start_at_us: The clock at the start of the run.
     """
 
     intended_us: Times
@@ -63,6 +64,7 @@ class Yield:
     refusals: Times
     bounds_us: tuple[int, ...]
     lateness_p99_us: int
+    start_at_us: int = 0
 
     def in_phase(self, phase: int, *, tenant: int | None = None, skip_us: int = 0) -> NDArray[np.bool_]:
         """Return which requests had their last attempt in a phase, from `skip_us` on, of one tenant or all."""
@@ -119,6 +121,7 @@ def apply_load(
     durations_us: Sequence[int],
     *,
     retries: int = 0,
+    is_spread: bool = False,
     show: Callable[[float], None],
 ) -> Yield:
     """Send what the tenants send, phase after phase, and wait for the answers.
@@ -130,13 +133,15 @@ def apply_load(
         tenants: Each with one rate for each phase; 0 is silence.
         durations_us: Of the phases.
         retries: How often a refused request is sent again, after what the server says.
+        is_spread: Spread it over all gateways, also those that come later.
         show: Called with the share of the schedule that is done, 0 to 1.
 
     Raises:
         UpstreamError: A generator process ended early.
         ConfigError: The server does not know the model.
     """
-    job = _plan_job(rig, parse_target(url, model), tenants, durations_us, retries)
+    job = _plan_job(rig, parse_target(url, model), tenants, durations_us)
+    job = replace(job, retries=retries, is_spread=is_spread)
     schedule = plan_schedule(job, rig.streams)
     count = max(1, len(schedule.times_us))
     with tempfile.TemporaryDirectory(prefix="ps-load-") as folder:
@@ -156,10 +161,11 @@ def apply_load(
         refusals=result.refusals,
         bounds_us=tuple(bounds.tolist()),
         lateness_p99_us=percentile_us(np.sort(result.lateness_us), 0.99) if len(latency_us) else 0,
+        start_at_us=result.start_at_us,
     )
 
 
-def _plan_job(rig: Rig, target: Target, tenants: Sequence[Tenant], durations_us: Sequence[int], retries: int) -> Job:
+def _plan_job(rig: Rig, target: Target, tenants: Sequence[Tenant], durations_us: Sequence[int]) -> Job:
     inputs = tuple(fetch_inputs(target))
     family, address = resolve(target)
     sources = []
@@ -174,7 +180,6 @@ def _plan_job(rig: Rig, target: Target, tenants: Sequence[Tenant], durations_us:
         family=family,
         seed=rig.seed,
         timeout_us=TIMEOUT_US,
-        retries=retries,
         connections_start=256,
         connections_max=CONNECTIONS_MAX,
     )

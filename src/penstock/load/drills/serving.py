@@ -13,7 +13,7 @@ import selectors
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -68,9 +68,9 @@ class DeviceModel:
         )
 
 
-def write_config(models: Sequence[DeviceModel], file: Path) -> None:
-    """Write a penstock.toml that serves the models."""
-    file.write_text("\n".join(model.section() for model in models), encoding="utf-8")
+def write_config(models: Sequence[DeviceModel], file: Path, sections: str = "") -> None:
+    """Write a penstock.toml that serves the models, with further sections as they are."""
+    file.write_text("\n".join([*(model.section() for model in models), sections]), encoding="utf-8")
 
 
 class ServedFleet:
@@ -80,14 +80,35 @@ class ServedFleet:
         command: Starts it; the configuration and options are appended.
         models: What it serves.
         now_us: The clock.
+        gateways: How many.
+        sections: Returns further sections of its penstock.toml, given the folder that it runs in.
+        environment: Variables added to its environment.
+
+    Attributes:
+        http, admin: URLs of its ports.
+        folder: Where its files are; removed at the end.
     """
 
-    def __init__(self, command: Sequence[str], models: Sequence[DeviceModel], now_us: Clock) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        models: Sequence[DeviceModel],
+        now_us: Clock,
+        *,
+        gateways: int = 1,
+        sections: Callable[[Path], str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.http = ""
         self.admin = ""
+        self.folder = Path()
         self._command = list(command)
         self._models = list(models)
         self._now_us = now_us
+        self._gateways = gateways
+        self._sections = sections
+        self._environment = {**os.environ, **(environment or {})}
+        self._head: subprocess.Popen[bytes] | None = None
         self._ended = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -99,32 +120,51 @@ class ServedFleet:
         with contextlib.ExitStack() as stack:
             # A short path: the sockets in it must fit 107 bytes.
             made = tempfile.TemporaryDirectory(prefix="ps-drill-", ignore_cleanup_errors=True)
-            folder = Path(stack.enter_context(made))
-            write_config(self._models, folder / "penstock.toml")
-            log = stack.enter_context((folder / "stderr").open("w+b"))
-            options = ["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--state", str(folder / "state"), "--json"]
-            # A group of its own: a Ctrl-C is the drill's to handle, and one signal ends all that is left.
-            process = subprocess.Popen(
-                [*self._command, str(folder / "penstock.toml"), *options],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                process_group=0,
-            )
-            stack.callback(_end, process)
-            line = self._wait_line(process)
-            if line is None:
-                log.seek(0)
-                said = log.read()[-_LOG_EXCERPT_BYTES:].decode(errors="replace").strip()
-                raise UpstreamError(f"penstock serve: expected it to get ready, got exit or silence:\n{said}")
-            ready = json.loads(line)
-            self.http, self.admin = ready["http"], ready["admin"]
+            self.folder = Path(stack.enter_context(made))
+            sections = "" if self._sections is None else self._sections(self.folder)
+            write_config(self._models, self.folder / "penstock.toml", sections)
+            self._start_head(stack, "127.0.0.1:0")
             self._ended = stack.pop_all()
         return self
 
     def __exit__(self, *_exc: object) -> None:
         """End it in good order if it can, else at once; nothing of it is left."""
         self._ended.close()
+
+    def kill_head(self) -> None:
+        """Kill the head alone: its gateways and replicas go on."""
+        assert self._head is not None
+        self._head.kill()
+        self._head.wait()
+
+    def start_next_head(self) -> None:
+        """Start a head in the place of one that was killed and wait until it has adopted what runs.
+
+        Raises:
+            UpstreamError: As when entering.
+        """
+        self._start_head(self._ended, urlsplit(self.http).netloc)
+
+    def _start_head(self, stack: contextlib.ExitStack, address: str) -> None:
+        log = stack.enter_context((self.folder / "stderr").open("a+b"))
+        options = ["--http", address, "--admin", "127.0.0.1:0", "--state", str(self.folder / "state"), "--json"]
+        # A group of its own: a Ctrl-C is the drill's to handle, and one signal ends all that is left.
+        self._head = subprocess.Popen(
+            [*self._command, str(self.folder / "penstock.toml"), *options, "--gateways", str(self._gateways)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            process_group=0,
+            env=self._environment,
+        )
+        stack.callback(_end, self._head)
+        line = self._wait_line(self._head)
+        if line is None:
+            log.seek(0)
+            said = log.read()[-_LOG_EXCERPT_BYTES:].decode(errors="replace").strip()
+            raise UpstreamError(f"penstock serve: expected it to get ready, got exit or silence:\n{said}")
+        ready = json.loads(line)
+        self.http, self.admin = ready["http"], ready["admin"]
 
     def _wait_line(self, process: subprocess.Popen[bytes]) -> bytes | None:
         """Return the first line of its stdout, None if it ended or took too long."""
@@ -154,11 +194,19 @@ class ServedFleet:
         Raises:
             UpstreamError: The admin port does not answer, or not with such a document.
         """
+        return self._fetch_part("models", name)
+
+    def fetch_gateway_pid(self, index: int) -> int | None:
+        """Return the process id of a gateway, None while it is not ready. Raises UpstreamError likewise."""
+        gateway = self._fetch_part("gateways", f"gateway-{index}")
+        return int(gateway["pid"]) if gateway.get("ready") and gateway.get("pid") else None
+
+    def _fetch_part(self, kind: str, name: str) -> dict[str, Any]:
         connection = http.client.HTTPConnection(urlsplit(self.admin).netloc, timeout=_ADMIN_TIMEOUT_S)
         try:
             connection.request("GET", "/api/status")
             document = json.loads(connection.getresponse().read())
-            return next(dict(model) for model in document["models"] if model["name"] == name)
+            return next(dict(part) for part in document[kind] if part["name"] == name)
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, StopIteration) as fault:
             raise UpstreamError(f"admin port: expected the status of {name!r}, got {fault!r}") from fault
         finally:
