@@ -45,6 +45,7 @@ fmt: $(INSTALLED) ## Format the code and apply the safe fixes
 
 bench: $(EXAMPLES) ## Run the benchmarks, each beside its yardstick in the same run (ARGS="open kill" for some)
 	$(call need_command,wrk,wrk)
+	$(call need_command,redis-server,redis-server)
 	@exec $(BIN)/python -m bench.run $(ARGS)
 
 bench-fidelity: $(EXAMPLES) ## Compare the simulator with the live server on ten emulated fleets (ARGS=--quick: three)

@@ -111,6 +111,16 @@ def test_a_limit_holds_in_a_short_drill(words: tuple[str, ...], folder: Path) ->
     assert list(folder.iterdir()) == []
 
 
+def test_a_limit_that_is_given_up_is_noticed(folder: Path) -> None:
+    """Under `open` everything passes while Redis is down: log and answers show the excess; exit status 1."""
+    case = ("--instances", "2", "--limit", "200/s", "--burst", "40", "--offered", "2000", "--duration", "2")
+    with start_drill(folder, "rate-limit", *case, "--fault", "restart-redis", "--unreachable", "open") as process:
+        out, _ = process.communicate(timeout=100)
+    assert process.returncode == 1
+    failed = [line.split() for line in out.splitlines() if line.startswith("failed")]
+    assert {words[1] for words in failed} >= {"admitted", "answered"}
+
+
 def test_skewed_gateways_say_so() -> None:
     """The drill's wrong clocks reach the gateways: their answers' dates are an hour apart, and the limit holds."""
     case = RateLimitCase(instances=2, tokens=100, per_us=3_600_000_000, burst=5)

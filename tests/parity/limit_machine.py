@@ -44,6 +44,7 @@ from tests.parity.limit_oracle import Oracle
 __all__ = ["RATES", "START_US", "LimitMachine", "Redis", "machine_of"]
 
 START_US = 1_800_000_000_000_123
+END_US = 2**52  # the year 2112: `RateLimit.quota` leaves so much for the clock
 TAG = "{acme}"
 SOFT_KEYS = (f"p:{TAG}:soft:alice", f"p:{TAG}:soft:bob")
 HARD_KEYS = (f"p:{TAG}:hard:alice",)
@@ -228,12 +229,12 @@ class LimitMachine(RuleBasedStateMachine):
     def pass_time(self, key: str, tokens: int, off_us: int) -> None:
         """Time goes on by what some tokens take to come back, about."""
         rate = self._rates[key][0]
-        self._now_us += max(-(-tokens * rate.per_us // rate.tokens) + off_us, 0)
+        self.pass_some_time(max(-(-tokens * rate.per_us // rate.tokens) + off_us, 0))
 
     @rule(us=st.sampled_from((1, 25_000, 50_000, 999_999, 1_000_000, 2_000_000, 10**10)))
     def pass_some_time(self, us: int) -> None:
-        """Time goes on by what leases, holds and slots are good for."""
-        self._now_us += us
+        """Time goes on by what leases, holds and slots are good for; not beyond what numbers leave room for."""
+        self._now_us = min(self._now_us + us, END_US)
 
     @rule(us=st.sampled_from((1, 10_000, 60_000, 1_000_000, 3_600_000_000)))
     def step_back(self, us: int) -> None:

@@ -64,6 +64,30 @@ def test_holds_of_an_earlier_server_are_void(machine: LimitMachine) -> None:
     machine.step_back(3_600_000_000)
     machine.fail_over()
     machine.debit(HARD, 0, 0.0)
-    machine.settle(HARD, 0, 0, 0.0)
     machine.settle(HARD, 0, 0, 3.0)
     machine.peek(HARD, 0)
+    machine.settle(HARD, 0, 0, 0.0)
+    machine.peek(HARD, 0)
+
+
+def test_a_forgotten_bucket_takes_nothing_back(machine: LimitMachine) -> None:
+    """A charge is of one count of its bucket: if it began anew, by a clock that was set back, nothing is given back."""
+    machine.check([(SOFT, 0, 0.9)], 60_000_000)
+    machine.pass_some_time(1_000_000)
+    machine.peek(SOFT, 0)
+    machine.step_back(999_999)
+    machine.check([(SOFT, 0, 0.5)], 0)
+    machine.settle(SOFT, 0, 0, 0.0)
+    machine.peek(SOFT, 0)
+
+
+def test_leases_of_a_forgotten_bucket_are_gone(machine: LimitMachine) -> None:
+    """What was lent of a count that is over is neither out nor taken back, even if the clock says it is still good."""
+    machine.ask(SOFT, 0, "g1", 0.2, 2_000_000, [], -1)
+    machine.pass_some_time(10_000_000)
+    machine.peek(SOFT, 0)
+    machine.step_back(9_999_999)
+    machine.check([(SOFT, 0, 0.5)], 0)
+    machine.peek(SOFT, 0)
+    machine.ask(SOFT, 0, "g2", 0.1, 2_000_000, [(0, 1.0)], -1)
+    machine.peek(SOFT, 0)

@@ -137,7 +137,7 @@ def _draw_edge(seed: int, rng: np.random.Generator) -> LimitScenario:
         deadline_us=int(rng.choice([10_000, 500_000])),
         network=LimitNetwork(
             delay_us=int(rng.choice([50, 2_000])),
-            slow_ratio=float(rng.choice([0.0, 0.05])),
+            slow_ratio=float(rng.choice([0.0, 0.05, 0.5])),
             slow_us=400_000,
             duplicate_ratio=float(rng.choice([0.0, 0.2])),
         ),

@@ -247,8 +247,13 @@ class Borrower:
             self._rest_until_us = now_us + _REST_US  # of no use to a request
 
     def lose_grant(self) -> None:
-        """No answer will come. What was lent, if it was, runs out there; what was returned, stays debited."""
+        """No answer will come. What was lent, if it was, runs out there; what was returned, stays debited.
+
+        The pause that the question began is over: that there is nothing to be had nobody has said.
+        """
         self._is_asking = False
+        if self._is_scarce:
+            self.denied_until_us = 0
 
     def deny(self, retry_after_us: int, now_us: int) -> None:
         """The authority has no token: remember it for as long as that surely holds; if the key is hot, for a pause."""

@@ -13,6 +13,6 @@ __all__ = ["RedisCluster", "RedisReplication", "RedisServer", "find_redis", "man
 
 
 def manual_script(now_us: Clock, **replaced: str) -> Script:
-    """Return the script with `now_us` for its time and for every expiry, and other parts replaced as in `load_script`."""
+    """Return the script with `now_us` for its time and every expiry, and other parts replaced as in `load_script`."""
     store = (Path(__file__).parent / "manual_store.lua").read_text()
     return load_script(now_us, store=store, **replaced)

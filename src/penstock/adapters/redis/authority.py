@@ -27,6 +27,10 @@ __all__ = ["AuthorityStatistics", "RedisAuthority"]
 
 # Between attempts to begin with a Redis that was away when we started.
 _RETRY_S = 0.5
+# Between questions to the sentinels about who is the primary. One that was replaced while it was well goes on answering
+# for some 8 s, until it is told: whoever stays with it is counted apart from those who left. Leases and hard limits
+# allow for `LEASE_US_MAX` of that.
+_FOLLOW_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ class RedisAuthority:
         self._cluster: Cluster | None = None
         self._is_closed = False
         self._beginning: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -135,6 +140,8 @@ class RedisAuthority:
                 node = self._make_node(None, None)
                 await node.start()
                 self._node = node
+                if self._target.kind is Kind.SENTINEL:
+                    self._following = asyncio.get_running_loop().create_task(self._follow(node))
             else:
                 cluster = Cluster(
                     shards,
@@ -154,12 +161,23 @@ class RedisAuthority:
     def close(self) -> None:
         """Give up what is in flight, with None for an answer, and disconnect."""
         self._is_closed = True
-        if self._beginning is not None:
-            self._beginning.cancel()
+        for task in (self._beginning, self._following):
+            if task is not None:
+                task.cancel()
         if self._node is not None:
             self._node.close()
         if self._cluster is not None:
             self._cluster.close()
+
+    async def _follow(self, node: Node) -> None:
+        """Leave a primary that is none any more, while it still answers."""
+        while True:
+            await asyncio.sleep(_FOLLOW_S)
+            try:
+                address = await self._target.locate()
+            except OSError:
+                continue  # without sentinels the primary may be well all the same
+            node.stay_at(str(address))
 
     # -- use -----------------------------------------------------------------------------------------------------
 

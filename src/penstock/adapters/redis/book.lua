@@ -1,30 +1,33 @@
--- Buckets under their keys, and the epoch of this server: `LimitBook` of `policy/limit_book.py`, its first part.
+-- Buckets under their keys, and the epoch of their server: `LimitBook` of `policy/limit_book.py`, its first part.
 --
 -- A bucket is one string, nine numbers as MessagePack. A key that is not there is a bucket full of tokens, so one
 -- that is full is not kept.
 
-local server = nil -- run id of this server, once an operation wants it
+local epoch = nil -- of this server, once an operation wants it
 
-local function run_id()
-  if server == nil then
-    server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+-- Return what tells this server's reign from every other: the run id is another after each start, the replication id
+-- after each promotion. A former primary that follows its successor and is then promoted again has only the latter anew.
+local function epoch_id()
+  if epoch == nil then
+    local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+    epoch = run_id .. ':' .. string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
   end
-  return server
+  return epoch
 end
 
--- Return when this server began to count what is under `key`'s hash tag; no two servers say the same. What it knows from
+-- Return when this reign began to count what is under `key`'s hash tag; no two say the same. What the server knows from
 -- before may be incomplete: after a restart or a failover writes may be lost, those that were acknowledged last.
 local function epoch_since_us(key)
   local known = redis.call('GET', key)
   local since_us = NOW_US
   if known then
     local id, known_since_us = decode(known)
-    if id == run_id() then
+    if id == epoch_id() then
       return known_since_us
     end
     since_us = max(since_us, known_since_us + 1)
   end
-  redis.call('SET', key, encode(run_id(), since_us))
+  redis.call('SET', key, encode(epoch_id(), since_us))
   return since_us
 end
 

@@ -37,9 +37,11 @@ class Link(asyncio.Protocol):
 
     Args:
         loop: The event loop.
+        name: Of the server: whoever makes the connection says where it leads.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        self.name = name
         self.on_lost: Callable[[], None] | None = None  # called once, when the connection has ended
         self._loop = loop
         self._reader = hiredis.Reader()
@@ -59,7 +61,7 @@ class Link(asyncio.Protocol):
     def send(self, command: bytes, on_answer: _OnAnswer) -> None:
         """Send a packed command; `on_answer` gets its reply, a `hiredis.ReplyError`, or `LinkLost`."""
         if self._transport is None:
-            self._loop.call_soon(on_answer, LinkLost())
+            self._loop.call_soon(on_answer, LinkLost("the connection ended"))
             return
         self._waiting.append(on_answer)
         self._transport.write(command)
@@ -103,7 +105,7 @@ class Link(asyncio.Protocol):
         self._transport = None
         waiting, self._waiting = self._waiting, deque()
         for on_answer in waiting:
-            on_answer(LinkLost())
+            on_answer(LinkLost("the connection ended"))
         if self.on_lost is not None:
             self.on_lost()
 

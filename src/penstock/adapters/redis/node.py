@@ -340,6 +340,7 @@ class Node:
         if turn.open == 0:
             if turn.timer is not None:
                 turn.timer.cancel()
+            turn.calls = []  # each refers back to it: both are freed now, not at some distant collection
             self._turns.remove(turn)
             if self._waiting:
                 self._send_soon()
@@ -367,6 +368,11 @@ class Node:
         """Begin to connect; until then every answer is None."""
         self.breaker.trip(self._now_us())
         self._recover()
+
+    def stay_at(self, name: str) -> None:
+        """The server is where `name` says: leave any other, whatever is in flight there."""
+        if self._link is not None and self._link.name != name:
+            self._link.abort()
 
     def close(self) -> None:
         """Give up everything and disconnect."""
@@ -429,12 +435,13 @@ class Node:
 
     async def _probe(self) -> bool:
         """Return whether the server runs the script in time, connecting first if need be."""
+        asked_at_us = self._now_us()
         try:
             if self._link is None:
                 await self._open()
+                asked_at_us = self._now_us()
             link = self._link
             assert link is not None
-            asked_at_us = self._now_us()
             async with asyncio.timeout(SILENCE_S_MAX):
                 await link.request("EVALSHA", self._script.sha, 0, _NOTHING, *self._script.arguments)
         except TimeoutError:

@@ -61,5 +61,5 @@ local function announce(op)
   end
   keep_hash(key, until_us)
   epoch_since_us(epoch_key)
-  return {'N', gateways, run_id(), NOW_US}
+  return {'N', gateways, epoch_id(), NOW_US}
 end

@@ -1,4 +1,4 @@
-"""A check of keys in several slots of a cluster, which no script can span: look, take in each slot, undo if one says no.
+"""A check of keys in several slots of a cluster, which no script can span: look, take in each, undo if one says no.
 
     look everywhere --all there--> take demands, held --all in--> take slots, one by one --all in--> admitted
           |                               |                             |

@@ -202,7 +202,7 @@ async def open_link(target: Target, address: Address, loop: asyncio.AbstractEven
         OSError: Nobody answers there, in time.
         ConnectionError: Somebody does, and refuses; an OSError too, so that it is tried again.
     """
-    link = Link(loop)
+    link = Link(loop, str(address))
     try:
         async with asyncio.timeout(CONNECT_S):
             if address.port:
