@@ -106,6 +106,7 @@ def _parse_arguments() -> argparse.Namespace:
         "--only", nargs="+", choices=list(LIMITERS), metavar="NAME", help=f"some, not recorded: {'; '.join(LIMITERS)}"
     )
     parser.add_argument("--quick", action="store_true", help="short runs, not recorded: see that it works")
+    parser.add_argument("--record", action="store_true", help="record a quick run too, as what it is")
     parser.add_argument("--work", type=Path, help="keep the environments here for the next run (default: a temporary)")
     parser.add_argument("--json", action="store_true", help="print the results instead of the tables")
     return parser.parse_args()
@@ -125,8 +126,8 @@ def main() -> int:
             )
         lengths = QUICK if arguments.quick else FULL
         results = measure_all(arguments.only or list(LIMITERS), work.resolve(), lengths)
-    if not arguments.quick and not arguments.only:
-        append_history("limiters", results)
+    if not arguments.only and (arguments.record or not arguments.quick):
+        append_history("limiters", {**results, "quick": arguments.quick})
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:

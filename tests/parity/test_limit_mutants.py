@@ -45,7 +45,7 @@ GUARDS = {
     "floor under leases": _Guard(
         Mutation("limiting", "level=max(bucket.level - drained, floor)", "level=max(bucket.level - drained, 0)"),
         stories.what_is_lent_stays_in_the_bucket,
-        11,
+        73,
     ),
     "outstanding cap": _Guard(
         Mutation("limit_book", "min(remaining(bucket, quota), quota.lease_max - leased)", "remaining(bucket, quota)"),
@@ -76,7 +76,7 @@ GUARDS = {
     "exactly-once settle": _Guard(
         Mutation("limit_book", "del entry.holds[settle.hold]", "pass"),
         stories.a_charge_is_settled_once,
-        19,
+        107,
     ),
     "credit discount": _Guard(
         Mutation("limiting", "units -= quota.drain * min(max(ticks, 0), -(-units // quota.drain))", "pass"),
@@ -114,7 +114,7 @@ GUARDS = {
     "expiry under leases": _Guard(
         Mutation("limiting", "if not bucket.leased:\n        return full_us", "if True:\n        return full_us"),
         stories.a_key_is_kept_while_anything_is_lent,
-        47,
+        67,
     ),
     "all or nothing": _Guard(
         Mutation(
@@ -127,7 +127,7 @@ GUARDS = {
     "hard start": _Guard(
         Mutation("limit_book", "level=quota.capacity", "level=0"),
         stories.a_hard_key_begins_empty_of_tokens,
-        3,
+        23,
     ),
     "hard wait": _Guard(
         Mutation("limit_book", "self._since_us + LEASE_US_MAX", "self._since_us"),
@@ -136,7 +136,7 @@ GUARDS = {
     "hard distrust": _Guard(
         Mutation("limit_book", "quota.is_hard and entry.bucket.epoch_us not in (0, self._since_us)", "False"),
         stories.a_hard_key_is_not_taken_over,
-        5,
+        49,
     ),
     "leases of before": _Guard(
         Mutation("limit_book", "entry = self._known(ask.key, quota)", "entry = self._entries.get(ask.key)"),
@@ -145,7 +145,7 @@ GUARDS = {
     "deadline before send": _Guard(
         Mutation("leasing", "until_us = self._asked_at_us + self", "until_us = now_us + self"),
         stories.the_time_of_a_lease_counts_from_before_it_was_asked_for,
-        17,
+        101,
     ),
     "drift margin": _Guard(
         Mutation("leasing", "self._lease_us + -self._lease_us // _DRIFT", "self._lease_us"),
@@ -154,7 +154,7 @@ GUARDS = {
     "expired tokens": _Guard(
         Mutation("leasing", _TAKE, _TAKE.replace("now_us < self.until_us", "self._id")),
         stories.tokens_that_ran_out_are_not_used,
-        83,
+        104,
     ),
     "give back into the same lease": _Guard(
         Mutation("leasing", "if until_us == self.until_us and now_us", "if now_us"),

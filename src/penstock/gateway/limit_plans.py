@@ -12,7 +12,7 @@ from penstock.core.limits import ConcurrencyLimit, Cost, Limit, Principal, Quota
 from penstock.core.statistics import LimitStatistics
 from penstock.policy.leasing import DENIAL_US_MAX, Borrower
 from penstock.policy.limiting import Bucket, advance, charge, fits, start_bucket, wait_us
-from penstock.wire.ratelimit import encode_policy, encode_state
+from penstock.wire.ratelimit import encode_state
 
 __all__ = ["Key", "Plan", "SlotKey", "Watch"]
 
@@ -216,8 +216,7 @@ class Plan:
     __slots__ = (
         "_headers",
         "_headers_at_us",
-        "_policy",
-        "_states",
+        "_state",
         "is_settled",
         "keys",
         "model",
@@ -238,9 +237,8 @@ class Plan:
         self.quick = self.keys if is_flat and not slots else ()
         self.watch: Watch | None = None
         self.is_settled = any(key.limit.cost is Cost.TOKENS for key in keys)
-        self._policy = encode_policy([*(key.limit for key in keys), *(slot.limit for slot in slots)])
         self._headers = b""
-        self._states: list[tuple[Limit, int, int]] = []  # what they say
+        self._state: tuple[Limit, int, int] | None = None  # what they say
         self._headers_at_us = -_HEADERS_US
 
     def costs(self, rows: int, tokens: int) -> Sequence[int]:
@@ -255,12 +253,21 @@ class Plan:
         self._headers_at_us = -_HEADERS_US
 
     def headers(self, now_us: int) -> bytes:
-        """Return the header lines that tell a caller how much is left."""
+        """Return the header lines that tell a caller how much is left of the tightest limit.
+
+        Of one, and not what it is: that is told with each 429. The policies of three limits are as long as an answer.
+        """
         if now_us - self._headers_at_us >= _HEADERS_US:
             self._headers_at_us = now_us
             states: list[tuple[Limit, int, int]] = [key.state() for key in self.keys]
             states += [(slot.limit, slot.limit.slots - slot.taken, 0) for slot in self.slots]
-            if states != self._states:
-                self._states = states
-                self._headers = encode_state(states) + self._policy
+            tightest = min(states, key=_left_ratio)
+            if tightest != self._state:
+                self._state = tightest
+                self._headers = encode_state([tightest])
         return self._headers
+
+
+def _left_ratio(state: tuple[Limit, int, int]) -> float:
+    limit, left, _ = state
+    return left / (limit.burst if isinstance(limit, RateLimit) else limit.slots)

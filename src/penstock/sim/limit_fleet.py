@@ -96,7 +96,7 @@ class _Authority:
         self._back_us = 0
         self._epochs = 0
         self._holds: dict[tuple[str, str], Admission] = {}
-        self._leases: dict[str, int] = {}  # until when they are good
+        self._leases: dict[tuple[str, str], tuple[int, int]] = {}  # by key and id: tokens, until when they are good
         # Older than any run, so that keys under `hard` begin as others do.
         self._book = LimitBook("0", 1)
         self._lag = max((f.operations for f in scenario.faults if f.kind == "failover"), default=-1)
@@ -140,11 +140,13 @@ class _Authority:
         elif isinstance(operation, Ask) and isinstance(reply, Granted):
             quota = operation.quota
             for close in operation.closes:
-                until_us = self._leases.pop(close.id, 0)
-                outcome.returned += close.unused if reply.now_us < until_us else 0
-            if reply.tokens and operation.id not in self._leases:
-                self._leases[operation.id] = reply.now_us + operation.ttl_us
-                outcome.lent += reply.tokens
+                tokens, until_us = self._leases.pop((operation.key, close.id), (0, 0))
+                outcome.returned += min(close.unused, tokens) if reply.now_us < until_us else 0
+            # One that is heard again by a successor which has not heard it is lent anew.
+            known, _ = self._leases.get((operation.key, operation.id), (0, 0))
+            if reply.tokens > known:
+                self._leases[operation.key, operation.id] = (reply.tokens, reply.now_us + operation.ttl_us)
+                outcome.lent += reply.tokens - known
             if reply.leased > quota.lease_max:
                 outcome.broken.append(f"{now_us}: {reply.leased} lent of {operation.key}, at most {quota.lease_max}")
             if reply.remaining + reply.leased > quota.burst:

@@ -18,12 +18,12 @@ def house_of(*limits: RateLimit | ConcurrencyLimit) -> House:
 
 
 def test_an_admitted_answer_says_what_is_left() -> None:
-    """A 200 carries the state and the policy of the caller's limits."""
-    house = house_of(RateLimit("all", Level.GLOBAL, 10, S, 3))
+    """A 200 carries the state of the tightest of the caller's limits."""
+    house = house_of(RateLimit("all", Level.GLOBAL, 10, S, 3), RateLimit("per-user", Level.USER, 10, S, 30))
     response = house.ask("POST", INFER_URL, INFER)
     assert response.status == 200
     assert response.headers["ratelimit"] == '"all";r=2;t=1'
-    assert response.headers["ratelimit-policy"] == '"all";q=10;w=1;penstock-burst=3'
+    assert response.headers["x-ratelimit-remaining"] == "2"
 
 
 def test_a_rejected_answer_says_when_to_come_back() -> None:
