@@ -30,6 +30,7 @@ serve: $(EXAMPLES) ## Serve the example models: inference on :8000, admin and me
 
 test: $(EXAMPLES) ## Run every test (ARGS="-k name" for some)
 	$(call need_command,curl,curl)
+	$(call need_command,redis-server,redis-server)
 	@exec $(BIN)/python -m pytest $(ARGS)
 
 check: $(INSTALLED) ## Run the strict checks: ruff, mypy, import law, house rules

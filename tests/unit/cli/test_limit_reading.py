@@ -147,7 +147,7 @@ INEXACT = (
             'tokens = 1\nper = "1s burst 5"',
             ["limits.a.per: expected a time in one of us, ms, s, min, h, d, such as s or 10s, got '1sburst5'"],
         ),
-        ('tokens = 1\nper = "0s"', ["limits.a.per: expected a whole number of 1 to 1,000,000,000,000, got '0'"]),
+        ('tokens = 1\nper = "0s"', ["limits.a.per: expected a whole number of 1 to 31,622,400,000,000, got '0'"]),
         ('tokens = 1\nper = "9999d"', ["limits.a.per: expected at most 366 days, got '9999d'"]),
         ("tokens = 1", ["limits.a.per: expected a value, because there is tokens; the two go together"]),
         ('per = "1s"', ["limits.a.tokens: expected a value, because there is per; the two go together"]),
