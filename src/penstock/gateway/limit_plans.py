@@ -128,7 +128,7 @@ class Key:
 
     def note_told(self, admitted: int) -> None:
         """The authority knows of so many tokens that our share has admitted."""
-        self._untold -= admitted
+        self._untold = max(self._untold - admitted, 0)  # the share may have been opened anew since
 
     def state(self) -> tuple[RateLimit, int, int]:
         """Return the limit, the tokens left as far as is known here, and in how many s all are if nobody takes any."""

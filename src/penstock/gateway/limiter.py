@@ -92,7 +92,7 @@ class Parked(Protocol):
 class Waiting:
     """A request's place in line for an answer. `leave` it if the client goes away."""
 
-    __slots__ = ("asked_us", "check", "costs", "hold", "missing", "plan", "taken", "tries", "work")
+    __slots__ = ("asked_us", "costs", "hold", "missing", "plan", "taken", "tries", "work")
 
     def __init__(self, plan: Plan, work: Parked, costs: Sequence[int], asked_us: int) -> None:
         self.asked_us = asked_us
@@ -522,6 +522,8 @@ class Limiter:
             self._announced_us = now_us
             present = f"{self._settings.prefix}:{{gateways}}:present"
             self._calls.send(Announce(present, self._holder, PRESENT_US), self._note_present)
+        if self._sharing and not self._outage.is_alone:
+            self._tell_shares(now_us)
         for key in list(self._borrowing):
             self._return_if_idle(key, now_us)
             key.count_stranded()
@@ -557,6 +559,10 @@ class Limiter:
         if self._epoch and reply.epoch != self._epoch:
             self._statistics.limit_epochs += 1
         self._epoch = reply.epoch
+        self._tell_shares(now_us)
+
+    def _tell_shares(self, now_us: int) -> None:
+        """Tell the authority what was admitted without it, and close our shares if it is asked again."""
         for key in self._sharing:
             admitted, tokens = key.untold(now_us)
             if tokens:

@@ -118,17 +118,16 @@ class LimitBook:
     def forget_idle(self, now_us: int, keys_max: int = 1_000_000) -> None:
         """Drop what is as good as new among the next `keys_max` keys: full of tokens, nothing lent, held or in use."""
         if not self._unswept:
-            self._unswept = list(self._entries)
+            self._unswept = [*self._entries, *self._slots]
         for key in self._unswept[-keys_max:]:
+            if key in self._slots and not self._taken(key, now_us):
+                del self._slots[key]
             entry = self._entries.get(key)
             if entry is None or expiry_us(entry.bucket, entry.quota) > now_us:
                 continue
             if all(hold.until_us <= now_us for hold in entry.holds.values()):
                 del self._entries[key]
         del self._unswept[-keys_max:]
-        for key in list(self._slots):
-            if not self._taken(key, now_us):
-                del self._slots[key]
 
     # -- buckets -------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from typing import Protocol
 
 from penstock.core.errors import UpstreamError
-from penstock.load.drills.limit_stores import LimitStore
+from penstock.load.drills.limit_stores import LimitStore, ReplicatedStore, RestartableStore
 
 __all__ = ["FAULTS", "REDIS_FAULTS", "SKEW_VARIABLE", "Injector", "Scene", "skews_s"]
 
@@ -169,21 +169,25 @@ def _flush_scripts(scene: Scene) -> Timetable:
 
 
 def _restart_redis(scene: Scene) -> Timetable:
+    store = scene.store
+    assert isinstance(store, RestartableStore)
     for _ in range(2):
         yield scene.duration_us // 3
-        scene.store.stop()
+        store.stop()
         try:
             yield min(_DOWN_US, scene.duration_us // 8)
         finally:
-            scene.store.start_again()
+            store.start_again()
         scene.injected += 1
 
 
 def _fail_over(scene: Scene) -> Timetable:
+    store = scene.store
+    assert isinstance(store, ReplicatedStore)
     yield scene.duration_us * 2 // 5
-    scene.store.begin_failover()
+    store.begin_failover()
     yield _UNREPLICATED_US
-    scene.store.finish_failover()
+    store.finish_failover()
     scene.injected += 1
 
 

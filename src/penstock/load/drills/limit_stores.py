@@ -4,20 +4,28 @@ Not here: starting servers (`redis_servers.py`), dealing with one that is not ou
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from penstock.core.errors import ConfigError
 from penstock.core.ports import Clock
 from penstock.load.drills.foreign_redis import ForeignRedis, has_sentinels, is_local
 from penstock.load.drills.redis_servers import RedisReplication, RedisServer
 
-__all__ = ["OWN", "LimitStore", "check_store", "describe_store", "open_store"]
+__all__ = [
+    "OWN",
+    "LimitStore",
+    "ReplicatedStore",
+    "RestartableStore",
+    "check_store",
+    "describe_store",
+    "open_store",
+]
 
 OWN = "own"
 
 
 class LimitStore(Protocol):
-    """What a drill wants of a Redis."""
+    """What a drill wants of any Redis."""
 
     @property
     def url(self) -> str:
@@ -32,6 +40,11 @@ class LimitStore(Protocol):
         """Make it forget every script."""
         ...
 
+
+@runtime_checkable
+class RestartableStore(LimitStore, Protocol):
+    """One that may be stopped for a while."""
+
     def stop(self) -> None:
         """End it in good order, with all it knows on disk."""
         ...
@@ -40,6 +53,11 @@ class LimitStore(Protocol):
         """Start it after `stop`."""
         ...
 
+
+@runtime_checkable
+class ReplicatedStore(LimitStore, Protocol):
+    """One with somebody to take over."""
+
     def begin_failover(self) -> None:
         """Keep what is written from now on from the replica, if that may be done."""
         ...
@@ -47,18 +65,6 @@ class LimitStore(Protocol):
     def finish_failover(self) -> None:
         """Take the primary away, so that the replica is promoted."""
         ...
-
-
-class _OwnServer(RedisServer):
-    """One server."""
-
-    def begin_failover(self) -> None:
-        """Nobody could take over."""
-        raise NotImplementedError
-
-    def finish_failover(self) -> None:
-        """Nobody could take over."""
-        raise NotImplementedError
 
 
 class _OwnReplication:
@@ -89,14 +95,6 @@ class _OwnReplication:
         """Make both forget."""
         self._servers.primary.flush_scripts()
         self._servers.replica.flush_scripts()
-
-    def stop(self) -> None:
-        """Sentinels would take it for a death."""
-        raise NotImplementedError
-
-    def start_again(self) -> None:
-        """Sentinels would take it for a death."""
-        raise NotImplementedError
 
     def begin_failover(self) -> None:
         """Let the replica fall behind."""
@@ -143,7 +141,7 @@ def open_store(redis: str, fault: str, now_us: Clock) -> AbstractContextManager[
         return nullcontext(None)
     if not _needs_own(redis, fault):
         return ForeignRedis(redis, now_us)
-    return _OwnReplication(now_us) if fault == "failover" else _OwnServer(now_us)
+    return _OwnReplication(now_us) if fault == "failover" else RedisServer(now_us)
 
 
 def describe_store(redis: str, fault: str) -> str:
