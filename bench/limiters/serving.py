@@ -73,7 +73,7 @@ class Server:
     def stored_bytes(self) -> tuple[int, int]:
         """Return the number of keys, and the memory that they take."""
         keys: list[bytes] = list(self._client.scan_iter())
-        return len(keys), sum(int(self._client.memory_usage(key, samples=0) or 0) for key in keys)  # type: ignore[arg-type, misc, unused-ignore]
+        return len(keys), sum(int(self._client.memory_usage(key, samples=0) or 0) for key in keys)  # type: ignore[arg-type, misc, unused-ignore]  # Any
 
     def close(self) -> None:
         """Close the connection."""

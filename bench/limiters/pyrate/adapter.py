@@ -35,7 +35,7 @@ class _Client:
         if self._algorithm == "token_bucket":
             bucket: Any = StateBucket(rates, algorithm=TokenBucket(), store=RedisStateStore(self._redis, key))
         else:
-            bucket = await RedisBucket.init(rates, self._redis, key)  # type: ignore[misc, unused-ignore]
+            bucket = await RedisBucket.init(rates, self._redis, key)  # type: ignore[misc, unused-ignore]  # may be awaitable
         limiter = PyrateLimiter(bucket)
         self._limiters.append(limiter)
         return _Pyrate(limiter, key)

@@ -177,7 +177,8 @@ class Target:
         if plan is None:
             batcher.submit(work, self.now_us())
             return
-        verdict = self.limiter.admit(plan, work, request.rows, estimate_tokens(request.rows, request.nbytes))
+        tokens = estimate_tokens(request.rows, request.nbytes) if plan.is_settled else 0
+        verdict = self.limiter.admit(plan, work, request.rows, tokens)
         if verdict is None:
             batcher.submit(work, self.now_us())
         elif isinstance(verdict, Waiting):

@@ -51,7 +51,7 @@ class Fleet:
         self.statistics = GatewayStatistics()
         self.limiters = [
             Limiter(
-                LimitSettings(limits=limits, **settings),  # type: ignore[arg-type]
+                LimitSettings(limits=limits, **settings),  # type: ignore[arg-type]  # fields by name
                 self.desk,
                 holder=f"g{index}",
                 statistics=self.statistics,
@@ -113,7 +113,7 @@ class Fleet:
 
 
 def per_user(tokens: int = 10, burst: int = 10, **more: object) -> RateLimit:
-    return RateLimit("per-user", Level.USER, tokens, S, burst, **more)  # type: ignore[arg-type]
+    return RateLimit("per-user", Level.USER, tokens, S, burst, **more)  # type: ignore[arg-type]  # fields by name
 
 
 def test_without_limits_nobody_is_asked() -> None:

@@ -36,7 +36,7 @@ def book() -> LimitBook:
 
 def check(cost: int, key: str = "a", **others: object) -> Check:
     """Return a check of one bucket."""
-    return Check((Demand(key, QUOTA, cost),), **others)  # type: ignore[arg-type]
+    return Check((Demand(key, QUOTA, cost),), **others)  # type: ignore[arg-type]  # fields by name
 
 
 def ask(holder: str, want: int, *closes: Close, number: int = 1, ttl_us: int = 1_000_000) -> Ask:

@@ -23,7 +23,7 @@ def decide(at_us: int, outcome: str = "checked", *, user: str = "alice", gateway
     limits = fields.pop("limits", {"per-user": 1})
     assert isinstance(limits, dict)
     keys = {name: f"penstock:{{acme}}:{name}:{user}" for name in limits}
-    return Decision(at_us, gateway, 10 + gateway, outcome, limits, keys, **fields)  # type: ignore[arg-type]
+    return Decision(at_us, gateway, 10 + gateway, outcome, limits, keys, **fields)  # type: ignore[arg-type]  # by name
 
 
 def replay(lines: Iterable[Line], rules: Iterable[RateLimit] = (), **changes: str) -> Replayed:

@@ -91,7 +91,7 @@ class Target:
         if self.kind is not Kind.SENTINEL:
             return self.addresses[0]
         login = {"username": self.sentinel_username or None, "password": self.sentinel_password or None}
-        sentinels = Sentinel(  # type: ignore[no-untyped-call]
+        sentinels = Sentinel(  # type: ignore[no-untyped-call]  # its constructor has no types
             [(a.host, a.port) for a in self.addresses],
             sentinel_kwargs={
                 "socket_timeout": CONNECT_S / 2,
